@@ -1,0 +1,32 @@
+"""Calibrated posteriors of clean stellar spectra and stellar classes from noisy spectra."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Loaded on first use, so that the parts without torch (readers, the ArviZ converter) stay light.
+_PUBLIC = {
+    "Observation": "bayesspec.observation",
+    "Result": "bayesspec.inference.result",
+    "WavelengthGrid": "bayesspec.grid",
+    "denoise": "bayesspec.inference",
+    "load_model": "bayesspec.bundle",
+    "read": "bayesspec.io",
+}
+
+__all__ = [*sorted(_PUBLIC), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'bayesspec' has no attribute {name!r}")
+    value = getattr(import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,25 @@
+"""Errors and warnings of this package; each message names the file or star and the cause."""
+
+from __future__ import annotations
+
+__all__ = ["BayesspecError", "BayesspecWarning", "BundleError", "ObservationError", "ReadError"]
+
+
+class BayesspecError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ReadError(BayesspecError, ValueError):
+    """A file or object cannot be read as a spectrum."""
+
+
+class ObservationError(BayesspecError, ValueError):
+    """A spectrum was read but cannot be used: wrong shapes, or no observed pixel on the grid."""
+
+
+class BundleError(BayesspecError, ValueError):
+    """A model bundle is missing, damaged, or of an unknown version."""
+
+
+class BayesspecWarning(UserWarning):
+    """A result that should be looked at: outside the model's range, or not converged."""

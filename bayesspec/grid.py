@@ -1,0 +1,179 @@
+"""The wavelength grid of the model, and the only road onto it: flux-conserving rebinning."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
+
+__all__ = ["Rebinned", "WavelengthGrid", "air_to_vacuum", "mean_absolute_flux", "overlap_matrix", "rebin"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class WavelengthGrid:
+    """Pixels of the model: vacuum wavelengths, heliocentric, in Angstrom.
+
+    Arguments:
+        start: Wavelength of the first pixel's centre.
+        stop: Wavelength of the last pixel's centre.
+        size: Number of pixels D.
+        log: Uniform in the logarithm of the wavelength instead of the wavelength.
+
+    Example:
+        >>> grid = WavelengthGrid()
+        >>> grid.size, float(grid.wavelength[0]), float(grid.wavelength[-1])
+        (2048, 4000.0, 9000.0)
+    """
+
+    start: float = 4000.0
+    stop: float = 9000.0
+    size: int = 2048
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if not (0 < self.start < self.stop and self.size >= 2):
+            raise ValueError(f"a grid needs 0 < start < stop and at least two pixels, got {self}")
+
+    @cached_property
+    def wavelength(self) -> Array:
+        """Pixel centres, (D,), Angstrom."""
+        space = np.geomspace if self.log else np.linspace
+        return space(self.start, self.stop, self.size)
+
+    @cached_property
+    def edges(self) -> Array:
+        """Pixel borders, (D + 1,), Angstrom."""
+        if self.log:
+            return np.exp(_edges(np.log(self.wavelength)))
+        return _edges(self.wavelength)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The four arguments, for a bundle's card."""
+        return asdict(self)
+
+
+class Rebinned(NamedTuple):
+    """Spectra on the model's grid: flux, ivar and mask (True = bad), each (..., D).
+
+    Flux and ivar are 0 where the mask is True.
+    """
+
+    flux: Array
+    ivar: Array
+    mask: NDArray[np.bool_]
+
+
+def overlap_matrix(wavelength: ArrayLike, grid: WavelengthGrid) -> csr_array:
+    """Length in Angstrom that grid pixel d and native pixel m have in common, (D, M).
+
+    Native pixels reach half-way to their neighbours.
+
+    Arguments:
+        wavelength: Native pixel centres, (M,), strictly increasing, Angstrom.
+        grid: The grid to rebin to.
+
+    Raises:
+        ValueError: if the wavelengths are not finite, positive and strictly increasing.
+    """
+    wavelength = np.asarray(wavelength, dtype=float)
+    if wavelength.ndim != 1 or wavelength.size < 2:
+        raise ValueError(f"wavelengths must be one row of at least two pixels, got shape {wavelength.shape}")
+    if not (np.isfinite(wavelength).all() and wavelength[0] > 0 and (np.diff(wavelength) > 0).all()):
+        raise ValueError("wavelengths must be finite, positive and strictly increasing")
+
+    # Between two neighbours of the merged borders lies one native pixel and one grid pixel.
+    native = _edges(wavelength)
+    cuts = np.union1d(native, grid.edges)
+    cuts = cuts[(cuts >= max(native[0], grid.edges[0])) & (cuts <= min(native[-1], grid.edges[-1]))]
+    middle = (cuts[1:] + cuts[:-1]) / 2
+    row = np.searchsorted(grid.edges, middle) - 1
+    column = np.searchsorted(native, middle) - 1
+    return csr_array((np.diff(cuts), (row, column)), shape=(grid.size, wavelength.size))
+
+
+def rebin(
+    wavelength: ArrayLike,
+    flux: ArrayLike,
+    ivar: ArrayLike | None,
+    mask: ArrayLike,
+    grid: WavelengthGrid,
+    *,
+    min_coverage: float = 0.5,
+    overlap: csr_array | None = None,
+) -> Rebinned:
+    """Average flux densities over the pixels of the grid, with variance and mask.
+
+    A grid pixel is the mean of the good native pixels it overlaps, weighted by the length of the overlap, so
+    the integral of the flux is conserved; its variance is that of this mean. It counts as observed where good
+    native pixels cover at least `min_coverage` of it.
+
+    Arguments:
+        wavelength: Native pixel centres, (M,), Angstrom.
+        flux: Flux densities per Angstrom, (..., M).
+        ivar: Their inverse variance, (..., M), or None for unknown (comes back as 0).
+        mask: True = bad, (..., M).
+        grid: The grid to rebin to.
+        min_coverage: Share of a grid pixel that must be observed, in (0, 1].
+        overlap: `overlap_matrix(wavelength, grid)` where it is at hand already.
+
+    Example:
+        >>> native = np.geomspace(3900, 9100, 4000)
+        >>> flat = rebin(native, np.ones(4000), np.full(4000, 4.0), np.zeros(4000, bool), WavelengthGrid())
+        >>> bool(np.allclose(flat.flux, 1)), bool(flat.mask.any())
+        (True, False)
+    """
+    overlap = overlap_matrix(wavelength, grid) if overlap is None else overlap
+    bad = np.asarray(mask, dtype=bool)
+    lead, native = bad.shape[:-1], bad.shape[-1]
+    flat = np.where(bad, 0.0, np.asarray(flux, dtype=float)).reshape(-1, native)
+    good = (~bad).astype(float).reshape(-1, native)
+
+    covered = (overlap @ good.T).T
+    observed = covered >= min_coverage * np.diff(grid.edges) * (1 - 1e-9)
+    weight = np.where(observed, covered, 1.0)
+    mean = np.where(observed, (overlap @ flat.T).T / weight, 0.0)
+
+    inverse = np.zeros_like(mean)
+    if ivar is not None:
+        variance = np.zeros_like(good)
+        np.divide(1.0, np.asarray(ivar, dtype=float).reshape(-1, native), out=variance, where=good > 0)
+        squared = overlap.power(2) @ variance.T
+        np.divide(weight**2, squared.T, out=inverse, where=observed & (squared.T > 0))
+
+    shape = (*lead, grid.size)
+    return Rebinned(mean.reshape(shape), inverse.reshape(shape), ~observed.reshape(shape))
+
+
+def mean_absolute_flux(flux: NDArray, mask: NDArray) -> NDArray:
+    """Mean |flux| over the observed pixels, (...,): the model's unit of flux (DESIGN: unit mean |flux|).
+
+    0 where nothing is observed.
+    """
+    observed = ~mask
+    count = observed.sum(-1)
+    return np.where(observed, np.abs(flux), 0.0).sum(-1) / np.maximum(count, 1)
+
+
+def air_to_vacuum(wavelength: ArrayLike) -> Array:
+    """Vacuum wavelengths of wavelengths in air, Angstrom (Morton 2000, by way of specutils).
+
+    Example:
+        >>> round(float(air_to_vacuum(6562.79)), 2)
+        6564.6
+    """
+    from astropy import units as u
+    from specutils.utils.wcs_utils import air_to_vac
+
+    vacuum = air_to_vac(np.atleast_1d(np.asarray(wavelength, dtype=float)) * u.AA, method="Morton2000")
+    return vacuum.to_value(u.AA).reshape(np.shape(wavelength))
+
+
+def _edges(centres: Array) -> Array:
+    middle = (centres[1:] + centres[:-1]) / 2
+    return np.concatenate([[centres[0] * 2 - middle[0]], middle, [centres[-1] * 2 - middle[-1]]])
