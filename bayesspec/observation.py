@@ -24,7 +24,7 @@ FULL_COVERAGE = 0.98
 
 @dataclass(frozen=True, eq=False)
 class Exposure:
-    """One exposure on its own pixels: wavelength (Angstrom, vacuum), flux, ivar or None, mask (True = bad)."""
+    """One exposure on its own pixels: wavelength (vacuum Angstrom), flux, ivar or None, mask (True = bad)."""
 
     wavelength: NDArray[np.float64]
     flux: NDArray[np.float64]
@@ -35,7 +35,7 @@ class Exposure:
 class Observation:
     """One star as it was observed: a spectrum, or several exposures with their own pixels and coverage.
 
-    Missing is what the mask says, and any pixel whose flux is not finite or whose ivar is not a positive number.
+    Missing is what the mask says, and any pixel whose flux is not finite or whose ivar is not positive.
 
     Arguments:
         wavelength: (M,), vacuum, heliocentric; Angstrom, or a Quantity of length.
