@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import median_filter
 from scipy.sparse import csr_array
 
-__all__ = ["Rebinned", "WavelengthGrid", "air_to_vacuum", "mean_absolute_flux", "overlap_matrix", "rebin"]
+__all__ = [
+    "NativePixels",
+    "Pixels",
+    "Rebinned",
+    "WavelengthGrid",
+    "air_to_vacuum",
+    "mean_absolute_flux",
+    "overlap_matrix",
+    "rebin",
+]
 
 Array = NDArray[np.float64]
 
@@ -69,10 +79,44 @@ class Rebinned(NamedTuple):
     mask: NDArray[np.bool_]
 
 
-def overlap_matrix(wavelength: ArrayLike, grid: WavelengthGrid) -> csr_array:
+class Pixels(Protocol):
+    """Anything to rebin to: D pixels between D + 1 borders in Angstrom, such as a `WavelengthGrid`."""
+
+    @property
+    def size(self) -> int:
+        """Number of pixels D."""
+
+    @property
+    def edges(self) -> Array:
+        """Pixel borders, (D + 1,), Angstrom."""
+
+
+@dataclass(frozen=True, eq=False)
+class NativePixels:
+    """Pixels of an instrument, which reach half-way to their neighbours.
+
+    Arguments:
+        wavelength: Pixel centres, (M,), strictly increasing, Angstrom.
+    """
+
+    wavelength: Array
+
+    @property
+    def size(self) -> int:
+        """Number of pixels M."""
+        return len(self.wavelength)
+
+    @cached_property
+    def edges(self) -> Array:
+        """Pixel borders, (M + 1,), Angstrom."""
+        return _edges(self.wavelength)
+
+
+def overlap_matrix(wavelength: ArrayLike, grid: Pixels) -> csr_array:
     """Length in Angstrom that grid pixel d and native pixel m have in common, (D, M).
 
-    Native pixels reach half-way to their neighbours.
+    Native pixels reach half-way to their neighbours. Where rows are missing, i.e. a step is over 1.5 times as
+    long as those around it, they do not stretch into the gap.
 
     Arguments:
         wavelength: Native pixel centres, (M,), strictly increasing, Angstrom.
@@ -87,14 +131,16 @@ def overlap_matrix(wavelength: ArrayLike, grid: WavelengthGrid) -> csr_array:
     if not (np.isfinite(wavelength).all() and wavelength[0] > 0 and (np.diff(wavelength) > 0).all()):
         raise ValueError("wavelengths must be finite, positive and strictly increasing")
 
-    # Between two neighbours of the merged borders lies one native pixel and one grid pixel.
-    native = _edges(wavelength)
-    cuts = np.union1d(native, grid.edges)
-    cuts = cuts[(cuts >= max(native[0], grid.edges[0])) & (cuts <= min(native[-1], grid.edges[-1]))]
+    # Between two neighbours of the merged borders lies one grid pixel, and one native pixel or a gap.
+    lower, upper = _native_borders(wavelength)
+    cuts = np.unique(np.concatenate([lower, upper, grid.edges]))
+    cuts = cuts[(cuts >= max(lower[0], grid.edges[0])) & (cuts <= min(upper[-1], grid.edges[-1]))]
     middle = (cuts[1:] + cuts[:-1]) / 2
+    column = np.searchsorted(lower, middle) - 1
+    inside = middle < upper[column]
     row = np.searchsorted(grid.edges, middle) - 1
-    column = np.searchsorted(native, middle) - 1
-    return csr_array((np.diff(cuts), (row, column)), shape=(grid.size, wavelength.size))
+    length = np.diff(cuts)
+    return csr_array((length[inside], (row[inside], column[inside])), shape=(grid.size, wavelength.size))
 
 
 def rebin(
@@ -102,7 +148,7 @@ def rebin(
     flux: ArrayLike,
     ivar: ArrayLike | None,
     mask: ArrayLike,
-    grid: WavelengthGrid,
+    grid: Pixels,
     *,
     min_coverage: float = 0.5,
     overlap: csr_array | None = None,
@@ -116,8 +162,9 @@ def rebin(
     Arguments:
         wavelength: Native pixel centres, (M,), Angstrom.
         flux: Flux densities per Angstrom, (..., M).
-        ivar: Their inverse variance, (..., M), or None for unknown (comes back as 0).
-        mask: True = bad, (..., M).
+        ivar: Their inverse variance, (..., M), positive where the mask is False; None for unknown (comes back
+            as 0).
+        mask: True = bad, (..., M). What flux and ivar hold there does not matter.
         grid: The grid to rebin to.
         min_coverage: Share of a grid pixel that must be observed, in (0, 1].
         overlap: `overlap_matrix(wavelength, grid)` where it is at hand already.
@@ -172,6 +219,17 @@ def air_to_vacuum(wavelength: ArrayLike) -> Array:
 
     vacuum = air_to_vac(np.atleast_1d(np.asarray(wavelength, dtype=float)) * u.AA, method="Morton2000")
     return vacuum.to_value(u.AA).reshape(np.shape(wavelength))
+
+
+def _native_borders(centres: Array) -> tuple[Array, Array]:
+    step = np.diff(centres)
+    usual = median_filter(step, size=min(11, len(step)), mode="nearest")
+    gap = step > 1.5 * usual
+    middle = (centres[1:] + centres[:-1]) / 2
+    upper = np.where(gap, centres[:-1] + usual / 2, middle)
+    lower = np.where(gap, centres[1:] - usual / 2, middle)
+    first, last = centres[0] - (upper[0] - centres[0]), centres[-1] + (centres[-1] - lower[-1])
+    return np.concatenate([[first], lower]), np.concatenate([upper, [last]])
 
 
 def _edges(centres: Array) -> Array:
