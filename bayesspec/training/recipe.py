@@ -1,0 +1,204 @@
+"""A training from tables and survey files to a bundle: the recipe, and the paper's four steps in order."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from bayesspec.bundle import save_model
+from bayesspec.data.library import CLASSES, StarLibrary
+from bayesspec.data.noise import NoiseLibrary
+from bayesspec.exceptions import BayesspecError
+from bayesspec.grid import WavelengthGrid
+from bayesspec.model import StellarModel
+
+from .generator import GeneratorRecipe, encode, train_generator
+from .metrics import generator_metrics, noise_metrics
+from .noise import NoiseRecipe, train_noise
+from .prior import fit_prior
+
+__all__ = ["Recipe", "train"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training, from tables and survey files to a bundle.
+
+    Arguments:
+        name: Of the bundle.
+        grid: Wavelength grid.
+        min_snr: Training spectra of well-filled classes are above this S/N.
+        generator: Encoder and generator.
+        noise: Noise flow.
+        seed: Of everything random.
+
+    Example:
+        >>> recipe = Recipe.named("kang2021")
+        >>> recipe.generator.latent_dim, recipe.noise.kernel
+        (3, 5)
+        >>> Recipe.from_dict(recipe.to_dict()) == recipe
+        True
+    """
+
+    name: str = "kang2021"
+    grid: WavelengthGrid = field(default_factory=WavelengthGrid)
+    min_snr: float = 30.0
+    generator: GeneratorRecipe = field(default_factory=GeneratorRecipe)
+    noise: NoiseRecipe = field(default_factory=NoiseRecipe)
+    seed: int = 2021
+
+    @classmethod
+    def named(cls, name: str) -> Recipe:
+        """The recipe of a shipped bundle.
+
+        Raises:
+            BayesspecError: if there is none of that name.
+        """
+        if name != "kang2021":
+            raise BayesspecError(
+                f"no recipe is called {name!r}; there is 'kang2021', or give a TOML or JSON file"
+            )
+        return cls()
+
+    @classmethod
+    def read(cls, path: str | Path) -> Recipe:
+        """Read a recipe from a TOML or JSON file; what it leaves out keeps its default.
+
+        Raises:
+            BayesspecError: if the file cannot be read or has an unknown key.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text()
+            return cls.from_dict(json.loads(text) if path.suffix == ".json" else tomllib.loads(text))
+        except (OSError, ValueError, TypeError) as error:
+            raise BayesspecError(f"{path}: not a recipe ({error})") from error
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """The inverse of `to_dict`; what is left out keeps its default."""
+        return _build(cls(), values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a bundle's card."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+def train(
+    library: Sequence[str | Path],
+    noise: Sequence[str | Path],
+    out: str | Path,
+    recipe: Recipe,
+    *,
+    resume: bool = True,
+    progress: bool = False,
+) -> Path:
+    """Train a model on star libraries and the noise of real exposures, and save its bundle.
+
+    The four steps of the paper: encoder and generator; latents of the training stars; a kernel density of them
+    for each class; the noise flow. Stars and epochs are split by hash; the card's metrics are those of the test
+    stars and epochs, which no step has seen. Networks in training are checkpointed in `out`/checkpoints.
+
+    Arguments:
+        library: Tables of clean spectra, see `StarLibrary.read`.
+        noise: Spec files with individual exposures, see `NoiseLibrary.from_files`.
+        out: Folder of the bundle.
+        recipe: What to train, and how long.
+        resume: Go on from the checkpoints of a stopped run of the same recipe; else begin anew.
+        progress: Show bars on stderr.
+
+    Returns:
+        The bundle's folder.
+
+    Raises:
+        BayesspecError: if `out` holds a finished bundle, or checkpoints of another recipe.
+        ReadError: if a table or file cannot be read.
+    """
+    out = Path(out)
+    if (out / "model.json").exists():
+        raise BayesspecError(f"{out}: there is a finished bundle already")
+    checkpoints = _checkpoints(out, recipe, resume)
+    started = time.time()
+
+    stars = StarLibrary.read(library, recipe.grid).clean(recipe.min_snr)
+    exposures = NoiseLibrary.from_files(noise, recipe.grid)
+    train_stars, train_noise_ = stars.split("train"), exposures.split("train")
+    encoder, generator = train_generator(
+        train_stars,
+        recipe.generator,
+        seed=recipe.seed,
+        checkpoint=checkpoints / "generator.safetensors",
+        progress=progress,
+    )
+    z = encode(encoder, train_stars)
+    prior = fit_prior(z, train_stars.klass, train_stars.star, len(CLASSES))
+    network = train_noise(
+        train_noise_,
+        recipe.noise,
+        seed=recipe.seed + 1,
+        checkpoint=checkpoints / "noise.safetensors",
+        progress=progress,
+    )
+
+    model = StellarModel(recipe.grid, CLASSES, encoder, generator, prior, network)
+    card = {
+        "name": recipe.name,
+        "recipe": recipe.to_dict(),
+        "provenance": {
+            "tables": [Path(path).name for path in library],
+            "noise_files": [Path(path).name for path in noise],
+            "training_spectra": train_stars.counts(),
+            "training_sources": {
+                str(k): int(n) for k, n in zip(*np.unique(train_stars.source, return_counts=True))
+            },
+            "training_exposures": len(train_noise_),
+            "training_epochs": sorted({str(epoch) for epoch in train_noise_.epoch}),
+            "bandwidths": dict(zip(CLASSES, prior.bandwidth.tolist(), strict=True)),
+            "torch": torch.__version__,
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "seconds": round(time.time() - started),
+        },
+        "metrics": {
+            "generator": generator_metrics(encoder, generator, stars.clean(60.0).split("test")),
+            "noise": noise_metrics(network, train_noise_, exposures.split("test")),
+        },
+    }
+    return save_model(model, out, card=card)
+
+
+def _checkpoints(out: Path, recipe: Recipe, resume: bool) -> Path:
+    folder = out / "checkpoints"
+    note = folder / "recipe.json"
+    if not resume and folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if note.exists() and json.loads(note.read_text()) != recipe.to_dict():
+        raise BayesspecError(f"{folder}: checkpoints of another recipe; begin anew or choose another folder")
+    note.write_text(json.dumps(recipe.to_dict(), indent=1))
+    return folder
+
+
+def _build(default: T, values: dict[str, Any]) -> T:
+    known = {f.name for f in fields(default)}
+    if unknown := values.keys() - known:
+        raise ValueError(f"unknown {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
+    changes = {}
+    for name, value in values.items():
+        current = getattr(default, name)
+        if is_dataclass(current):
+            value = _build(current, value)
+        elif isinstance(current, tuple):
+            value = tuple(value)
+        changes[name] = value
+    return type(default)(**{**{f.name: getattr(default, f.name) for f in fields(default)}, **changes})
