@@ -27,13 +27,10 @@ def generator_metrics(encoder: Encoder, generator: Generator, stars: StarLibrary
     z = encoder(flux, mask)
     loss = reconstruction_loss(flux, mask, generator(z)).numpy()
     singular = generator.singular_values(z).numpy()
+    rows = {c: stars.klass == k for k, c in enumerate(CLASSES)}
     return {
-        "stars": {c: int((stars.klass == k).sum()) for k, c in enumerate(CLASSES)},
-        "median_loss": {
-            c: float(np.median(loss[stars.klass == k]))
-            for k, c in enumerate(CLASSES)
-            if (stars.klass == k).any()
-        },
+        "stars": {c: int(own.sum()) for c, own in rows.items()},
+        "median_loss": {c: float(np.median(loss[own])) for c, own in rows.items() if own.any()},
         "singular_values": {f"{q}%": float(np.percentile(singular, q)) for q in (1, 5, 50, 95, 99)},
         "singular_values_within_0.8_1.25": float(((singular > 0.8) & (singular < 1.25)).mean()),
     }

@@ -106,9 +106,10 @@ def train(
 ) -> Path:
     """Train a model on star libraries and the noise of real exposures, and save its bundle.
 
-    The four steps of the paper: encoder and generator; latents of the training stars; a kernel density of them
-    for each class; the noise flow. Stars and epochs are split by hash; the card's metrics are those of the test
-    stars and epochs, which no step has seen. Networks in training are checkpointed in `out`/checkpoints.
+    The four steps of the paper: encoder and generator; latents of the training stars; a kernel density of
+    them for each class; the noise flow. Stars and epochs are split by hash; the card's metrics are those of
+    the test stars and epochs, which no step has seen. Networks in training are checkpointed in
+    `out`/checkpoints.
 
     Arguments:
         library: Tables of clean spectra, see `StarLibrary.read`.
@@ -133,7 +134,7 @@ def train(
 
     stars = StarLibrary.read(library, recipe.grid).clean(recipe.min_snr)
     exposures = NoiseLibrary.from_files(noise, recipe.grid)
-    train_stars, train_noise_ = stars.split("train"), exposures.split("train")
+    train_stars, train_exposures = stars.split("train"), exposures.split("train")
     encoder, generator = train_generator(
         train_stars,
         recipe.generator,
@@ -144,13 +145,14 @@ def train(
     z = encode(encoder, train_stars)
     prior = fit_prior(z, train_stars.klass, train_stars.star, len(CLASSES))
     network = train_noise(
-        train_noise_,
+        train_exposures,
         recipe.noise,
         seed=recipe.seed + 1,
         checkpoint=checkpoints / "noise.safetensors",
         progress=progress,
     )
 
+    sources, spectra = np.unique(train_stars.source, return_counts=True)
     model = StellarModel(recipe.grid, CLASSES, encoder, generator, prior, network)
     card = {
         "name": recipe.name,
@@ -159,11 +161,9 @@ def train(
             "tables": [Path(path).name for path in library],
             "noise_files": [Path(path).name for path in noise],
             "training_spectra": train_stars.counts(),
-            "training_sources": {
-                str(k): int(n) for k, n in zip(*np.unique(train_stars.source, return_counts=True))
-            },
-            "training_exposures": len(train_noise_),
-            "training_epochs": sorted({str(epoch) for epoch in train_noise_.epoch}),
+            "training_sources": dict(zip(sources.tolist(), spectra.tolist(), strict=True)),
+            "training_exposures": len(train_exposures),
+            "training_epochs": sorted({str(epoch) for epoch in train_exposures.epoch}),
             "bandwidths": dict(zip(CLASSES, prior.bandwidth.tolist(), strict=True)),
             "torch": torch.__version__,
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -171,7 +171,7 @@ def train(
         },
         "metrics": {
             "generator": generator_metrics(encoder, generator, stars.clean(60.0).split("test")),
-            "noise": noise_metrics(network, train_noise_, exposures.split("test")),
+            "noise": noise_metrics(network, train_exposures, exposures.split("test")),
         },
     }
     return save_model(model, out, card=card)
