@@ -48,7 +48,7 @@ class Observation:
         meta: Anything worth keeping, e.g. the file it came from.
 
     Raises:
-        ObservationError: if shapes differ, wavelengths repeat or are not finite, or no pixel is observed.
+        ObservationError: if shapes or units do not fit, wavelengths repeat, or no pixel is observed.
 
     Example:
         >>> import numpy as np
@@ -69,10 +69,13 @@ class Observation:
         scale: float | None = None,
         meta: Mapping[str, Any] | None = None,
     ) -> None:
-        unit = getattr(flux, "unit", u.dimensionless_unscaled)
-        wavelength = _values(wavelength, u.AA)
-        flux = np.atleast_2d(_values(flux, unit))
-        ivar = None if ivar is None else np.atleast_2d(_values(ivar, unit**-2))
+        unit = getattr(flux, "unit", None) or u.dimensionless_unscaled
+        try:
+            wavelength = _values(wavelength, u.AA)
+            flux = np.atleast_2d(_values(flux, unit))
+            ivar = None if ivar is None else np.atleast_2d(_values(ivar, unit**-2))
+        except u.UnitConversionError as error:
+            raise ObservationError(f"{name or 'spectrum'}: {error}") from error
         mask = np.zeros(flux.shape, bool) if mask is None else np.atleast_2d(np.asarray(mask, dtype=bool))
         for what, array in (("wavelength", wavelength[None]), ("ivar", ivar), ("mask", mask)):
             if array is not None and (array.ndim != 2 or array.shape[-1] != flux.shape[-1]):
@@ -295,11 +298,12 @@ class ObservationBatch:
 
 
 def _values(array: ArrayLike | u.Quantity, unit: u.UnitBase) -> NDArray[np.float64]:
-    if isinstance(array, u.Quantity):
-        return array.to_value(unit).astype(float)
+    """Plain numbers in a unit, of quantities and of table columns; NaN where a masked array is masked."""
+    own = getattr(array, "unit", None)
     if isinstance(array, np.ma.MaskedArray):
-        return np.asarray(array.astype(float).filled(np.nan))
-    return np.asarray(array, dtype=float)
+        array = array.astype(float).filled(np.nan)
+    values = np.asarray(array, dtype=float)
+    return values if own is None else u.Quantity(values, own).to_value(unit)
 
 
 def _exposure(wavelength: NDArray, flux: NDArray, ivar: NDArray | None, mask: NDArray) -> Exposure:
