@@ -1,0 +1,262 @@
+"""Laws of observations and of batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from astropy import units as u
+from astropy.table import Column, MaskedColumn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+from bayesspec.exceptions import ObservationError
+from bayesspec.grid import WavelengthGrid
+from bayesspec.observation import Observation, ObservationBatch
+
+GRID = WavelengthGrid(4000.0, 4500.0, 64)
+NATIVE = np.linspace(3990, 4510, 400)
+SDSS = u.Unit(1e-17 * u.erg / u.s / u.cm**2 / u.AA)
+FIELDS = ("flux", "ivar", "mask", "unit_flux", "free_scale", "free_index")
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def star(seed=0, *, bad=0.0, low=3990, high=4510, **options):
+    rng = np.random.default_rng(seed)
+    wavelength = np.linspace(low, high, 400)
+    flux = 5 + np.sin(wavelength / 20) + rng.normal(0, 0.1, 400)
+    return Observation(wavelength, flux, rng.uniform(50, 150, 400), rng.random(400) < bad, **options)
+
+
+def batch(*stars, **options):
+    return ObservationBatch.from_observations(stars, GRID, dtype=torch.float64, **options)
+
+
+def equal(left, right):
+    return all(torch.equal(getattr(left, name), getattr(right, name)) for name in FIELDS)
+
+
+# What is missing
+
+
+@given(seeds)
+def test_missing_is_masked_or_not_finite_or_without_positive_ivar(seed):
+    rng = np.random.default_rng(seed)
+    flux = rng.choice([1.0, -2.0, 0.0, np.nan, np.inf, -np.inf], 400)
+    ivar = rng.choice([1.0, 4.0, 0.0, -1.0, np.nan, np.inf], 400)
+    mask = rng.random(400) < 0.3
+    (exposure,) = Observation(NATIVE, flux, ivar, mask).exposures
+    missing = mask | ~np.isfinite(flux) | ~np.isfinite(ivar) | ~(ivar > 0)
+    assert_array_equal(exposure.mask, missing)
+    assert_array_equal(exposure.flux, np.where(missing, 0, flux))
+    assert_array_equal(exposure.ivar, np.where(missing, 0, ivar))
+
+
+@pytest.mark.parametrize("junk", [np.nan, np.inf, 1e30, -1e30])
+def test_what_missing_pixels_hold_changes_nothing(junk):
+    bad = np.arange(400) % 7 == 0
+    flux, ivar = np.cos(NATIVE / 30) + 2, np.full(400, 3.0)
+    clean = Observation(NATIVE, flux, ivar, bad, name="a")
+    dirty = Observation(NATIVE, np.where(bad, junk, flux), np.where(bad, 0, ivar), name="a")
+    assert equal(batch(clean), batch(dirty))
+
+
+def test_masked_arrays_mask():
+    flux = np.ma.MaskedArray(np.ones(400), mask=np.arange(400) < 9)
+    assert_array_equal(Observation(NATIVE, flux).exposures[0].mask, np.arange(400) < 9)
+
+
+def test_rows_come_in_order_and_padding_goes():
+    order = np.random.default_rng(3).permutation(400)
+    shuffled = np.concatenate([NATIVE[order], [np.nan, 0.0, -5.0]])
+    values = np.concatenate([np.arange(400.0)[order], [1.0, 2.0, 3.0]])
+    (exposure,) = Observation(shuffled, values, values + 1).exposures
+    assert_array_equal(exposure.wavelength, NATIVE)
+    assert_array_equal(exposure.flux, np.arange(400.0))
+    assert_array_equal(exposure.ivar, np.arange(400.0) + 1)
+
+
+# Units
+
+
+@given(st.floats(1e-3, 1e3))
+def test_units_of_wavelength_and_ivar_do_not_matter(factor):
+    flux, ivar = 1 + np.sin(NATIVE / 50) ** 2, np.full(400, 4.0)
+    other = u.Unit(factor * SDSS)
+    plain = Observation(NATIVE * u.AA, flux * SDSS, ivar / SDSS**2)
+    converted = Observation(NATIVE / 10 * u.nm, flux * SDSS, (ivar / SDSS**2).to(other**-2))
+    for left, right in zip(plain.exposures, converted.exposures, strict=True):
+        assert_allclose(left.wavelength, right.wavelength, rtol=1e-12)
+        assert_allclose(left.ivar, right.ivar, rtol=1e-9)
+    assert plain.unit == converted.unit == SDSS
+
+
+@given(st.floats(1e-3, 1e3))
+def test_a_batch_gives_the_flux_back_in_its_own_unit(factor):
+    """Model units times unit_flux is the rebinned flux, whatever its scale, and S/N stays."""
+    one = star(bad=0.1)
+    exposure = one.exposures[0]
+    scaled = Observation(
+        exposure.wavelength, factor * exposure.flux, exposure.ivar / factor**2, exposure.mask
+    )
+    first, second = batch(one), batch(scaled)
+    assert_allclose(second.unit_flux, factor * first.unit_flux, rtol=1e-9)
+    assert_allclose(second.flux, first.flux, atol=1e-9)
+    assert_allclose(second.ivar, first.ivar, rtol=1e-9)
+    assert_allclose(first.flux * first.unit_flux[..., None], one.rebin(GRID).flux[None], rtol=1e-12)
+
+
+def test_table_columns_keep_their_unit():
+    plain = Observation(NATIVE * u.AA, np.ones(400) * SDSS)
+    columns = Observation(Column(NATIVE / 10, unit="nm"), MaskedColumn(np.ones(400), unit=SDSS))
+    assert columns.unit == SDSS
+    assert_allclose(columns.exposures[0].wavelength, plain.exposures[0].wavelength)
+
+
+def test_exposures_of_mixed_units_come_in_the_first_ones():
+    first = Observation(NATIVE, np.full(400, 3.0) * SDSS, np.full(400, 4.0), name="first")
+    second = Observation(NATIVE, np.full(400, 3.0) * u.Unit(10 * SDSS), np.full(400, 4.0))
+    both = Observation.from_exposures([first, second], meta={"extra": 1})
+    assert (both.name, both.unit, both.meta) == ("first", SDSS, {"extra": 1})
+    assert_allclose([e.flux[0] for e in both.exposures], [3, 30])
+    assert_allclose([e.ivar[0] for e in both.exposures], [4, 0.04])
+    ratios = [e.flux * np.sqrt(e.ivar) for e in both.exposures]
+    assert_allclose(ratios[0], ratios[1])
+
+
+# Scale
+
+
+@pytest.mark.parametrize("low_high", [(3990, 4510), (3990, 4250), (4250, 4510), (4100, 4200)])
+def test_the_unit_is_the_mean_absolute_flux_of_what_is_observed(low_high):
+    one = batch(star(low=low_high[0], high=low_high[1]))
+    observed = ~one.mask
+    assert_allclose(one.flux[observed].abs().mean(), 1, rtol=1e-12)
+
+
+@given(seeds, st.floats(0, 0.9))
+@settings(max_examples=30)
+def test_the_scale_is_free_unless_the_grid_is_covered_or_it_is_known(seed, bad):
+    block = np.arange(400) < bad * 400
+    exposure = star(seed).exposures[0]
+    data = (exposure.wavelength, exposure.flux, exposure.ivar, block)
+    unknown, known = batch(Observation(*data)), batch(Observation(*data, scale=5.0))
+    assert bool(unknown.free_scale) == (float(unknown.observed_fraction) < 0.98)
+    assert not known.free_scale.any()
+    assert_allclose(known.unit_flux, 5.0)
+    assert_allclose(known.flux * known.unit_flux[..., None], unknown.flux * unknown.unit_flux[..., None])
+
+
+# Batches
+
+
+@given(st.permutations(range(4)))
+@settings(max_examples=20)
+def test_permuted_stars_give_permuted_batches(order):
+    stars = [star(n, bad=0.1 * n, high=4510 - 60 * n, name=str(n)) for n in range(4)]
+    permuted, selected = batch(*(stars[n] for n in order)), batch(*stars).select(order)
+    assert equal(permuted, selected)
+    assert permuted.names == selected.names == tuple(map(str, order))
+
+
+def test_stars_may_be_selected_twice():
+    two = batch(star(0, name="a"), star(1, high=4300, name="b")).select([1, 0, 1])
+    assert two.names == ("b", "a", "b")
+    assert_array_equal(two.free_index, [[0, 2], [0, 0]])
+
+
+def test_missing_exposures_are_masked_and_take_part_in_nothing():
+    lone = star(0, name="one")
+    many = Observation.from_exposures([star(n, bad=0.2, high=4400) for n in range(3)], name="three")
+    both, alone = batch(lone, many), batch(lone)
+    assert both.flux.shape == (2, 3, GRID.size)
+    assert both.mask[0, 1:].all()
+    assert not both.free_scale[0, 1:].any()
+    for name in ("flux", "ivar", "mask", "unit_flux"):
+        assert torch.equal(getattr(both, name)[0, 0], getattr(alone, name)[0, 0])
+    assert torch.equal(both.observed_fraction[0], alone.observed_fraction[0])
+
+
+def test_an_exposure_off_the_grid_is_masked_where_another_one_is_on_it():
+    away = star(low=8000, high=9000)
+    both = batch(Observation.from_exposures([star(), away]))
+    assert both.mask[0, 1].all()
+    assert not both.free_scale.any()
+    assert torch.isfinite(both.flux).all()
+
+
+@given(seeds)
+@settings(max_examples=20)
+def test_a_batch_holds_zeros_where_masked_and_lists_its_free_scales(seed):
+    rng = np.random.default_rng(seed)
+    parts = [star(seed + n, bad=0.3, high=rng.uniform(4050, 4510)) for n in range(3)]
+    mine = batch(*parts)
+    assert not mine.flux[mine.mask].any()
+    assert not mine.ivar[mine.mask].any()
+    assert (mine.ivar[~mine.mask] > 0).all()
+    assert torch.equal(torch.stack(torch.nonzero(mine.free_scale, as_tuple=True)), mine.free_index)
+    assert mine.to("cpu").names == mine.names
+    assert equal(mine.to("cpu"), mine)
+
+
+def test_exposures_on_the_same_pixels_are_those_given_one_by_one():
+    rng = np.random.default_rng(5)
+    flux, ivar, mask = rng.normal(5, 1, (3, 400)), rng.uniform(1, 2, (3, 400)), rng.random((3, 400)) < 0.1
+    together = Observation(NATIVE, flux, ivar, mask)
+    apart = Observation.from_exposures(
+        Observation(NATIVE, *rows) for rows in zip(flux, ivar, mask, strict=True)
+    )
+    assert len(together) == len(apart) == 3
+    assert equal(batch(together), batch(apart))
+
+
+def test_the_snr_is_flux_over_sigma():
+    assert Observation(NATIVE, np.full(400, 6.0), np.full(400, 0.25)).snr == 3.0
+    assert Observation(NATIVE, np.full(400, 6.0)).snr == 0.0
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        ((NATIVE, np.ones(399)), "does not fit"),
+        ((NATIVE, np.ones(400), np.ones(399)), "does not fit"),
+        ((NATIVE, np.ones((2, 400)), np.ones(400)), "does not fit"),
+        ((NATIVE, np.ones(400), None, np.zeros(7, bool)), "does not fit"),
+        ((NATIVE, np.ones((2, 2, 400))), "does not fit"),
+        ((np.tile(NATIVE, (2, 1)), np.ones(400)), "does not fit"),
+        ((np.full(400, 5000.0), np.ones(400)), "none twice"),
+        ((np.full(400, np.nan), np.ones(400)), "at least two"),
+        ((NATIVE, np.full(400, np.nan)), "no pixel is observed"),
+        ((NATIVE, np.ones(400), np.zeros(400)), "no pixel is observed"),
+        ((NATIVE, np.ones(400), None, np.ones(400, bool)), "no pixel is observed"),
+        ((NATIVE * u.kg, np.ones(400)), "not convertible"),
+        ((NATIVE, np.ones(400) * SDSS, np.ones(400) * u.s), "not convertible"),
+    ],
+)
+def test_unusable_spectra_are_refused_by_name(arguments, cause):
+    with pytest.raises(ObservationError, match=f"Vega.*{cause}"):
+        Observation(*arguments, name="Vega")
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf])
+def test_a_scale_is_a_positive_number(scale):
+    with pytest.raises(ObservationError, match=r"Vega.*scale"):
+        star(scale=scale, name="Vega")
+
+
+def test_unusable_batches_are_refused_by_name():
+    with pytest.raises(ObservationError, match=r"Vega.*between 4000 and 4500"):
+        batch(star(low=8000, high=9000, name="Vega"))
+    with pytest.raises(ObservationError, match=r"Vega.*zero everywhere"):
+        batch(Observation(NATIVE, np.zeros(400), name="Vega"))
+    with pytest.raises(ObservationError, match="at least one"):
+        batch()
+    with pytest.raises(ObservationError, match="at least one"):
+        Observation.from_exposures([])
+    with pytest.raises(ObservationError, match=r"Vega.*not convertible"):
+        Observation.from_exposures([Observation(NATIVE, np.ones(400) * SDSS, name="Vega"), star()])
