@@ -1,0 +1,102 @@
+"""LAMOST low-resolution spectra in the three layouts of its data releases.
+
+* recent ones (DR9, DR10): HDU 1 is a table of one row of vectors, FLUX, IVAR, WAVELENGTH, ANDMASK, ORMASK;
+* earlier ones: the primary HDU is an image whose rows are flux, ivar, wavelength, and-mask, or-mask;
+* DR1: the same image, but its row 2 is the flux minus its continuum, and the wavelength is in the header,
+  log10 of it being COEFF0 + COEFF1 * pixel.
+
+Fluxes are relative (the survey calls them so), hence without a unit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from astropy.io import fits
+from numpy.typing import NDArray
+
+from bayesspec.exceptions import ReadError
+from bayesspec.observation import Observation
+
+from .bits import bad_pixels
+from .columns import is_spectrum, read_columns, read_facts, to_ivar, to_vacuum
+
+__all__ = ["read_lamost"]
+
+_FACTS = {
+    "release": ("DATA_V",),
+    "obsid": ("OBSID",),
+    "plan": ("PLANID",),
+    "spectrograph": ("SPID",),
+    "fiber": ("FIBERID",),
+    "mjd": ("LMJD", "MJD"),
+    "class": ("CLASS",),
+    "subclass": ("SUBCLASS",),
+    "redshift": ("Z",),
+    "ra": ("RA",),
+    "dec": ("DEC",),
+}
+
+
+def read_lamost(hdus: fits.HDUList, *, strict: bool = False, air: bool | None = None) -> Observation:
+    """The spectrum, a coadd of all exposures.
+
+    The pipeline pads the ends with fluxes of exactly 0 and a positive ivar (in most files, up to 31 pixels):
+    these are missing.
+
+    Arguments:
+        hdus: The open file.
+        strict: Take doubtful pixels for missing too (see `bayesspec.io.bits`).
+        air: Whether wavelengths are in air; None: as the header says.
+
+    Raises:
+        ReadError: if the layout is none of these.
+        ObservationError: if no pixel is observed.
+    """
+    header = hdus[0].header
+    table = next(filter(is_spectrum, hdus), None)
+    if table is not None:
+        layout, columns = "table", read_columns(table)
+    else:
+        layout, columns = _read_image(hdus)
+    flux = columns["flux"]
+    bad = np.zeros(flux.shape, bool)
+    for role in ("mask", "andmask"):
+        if role in columns:
+            bad |= bad_pixels(columns[role], survey="LAMOST", strict=strict)
+    star = Observation(
+        to_vacuum(columns["wavelength"], air, header), flux, to_ivar(columns), bad | _padding(flux)
+    )
+    facts = read_facts(_FACTS, None, header)
+    star.meta |= {"survey": "LAMOST", "layout": f"LAMOST {layout}", "exposures": ("coadd",), **facts}
+    return star
+
+
+def _read_image(hdus: fits.HDUList) -> tuple[str, dict[str, NDArray[np.float64]]]:
+    image = next((hdu for hdu in hdus if hdu.is_image and len(hdu.shape) == 2 and hdu.shape[0] >= 2), None)
+    if image is None or str(hdus[0].header.get("TELESCOP", "")).startswith("SDSS"):
+        raise ReadError("no table with columns flux and loglam or wavelength, and no LAMOST image")
+    rows = np.array(image.data, dtype=float)
+    columns = {"flux": rows[0], "ivar": rows[1]}
+    if len(rows) > 3:
+        columns["andmask"] = rows[3]
+
+    if len(rows) > 2 and _is_wavelength(rows[2]):
+        return "image", {**columns, "wavelength": rows[2]}
+    start, step = (image.header.get(key) for key in ("COEFF0", "COEFF1"))
+    if start is None or step is None:
+        raise ReadError("row 2 of the image is no wavelength, and the header has no COEFF0 and COEFF1")
+    loglam = start + step * np.arange(rows.shape[1])
+    return "image with wavelengths in the header", {**columns, "wavelength": 10**loglam}
+
+
+def _is_wavelength(row: NDArray[np.float64]) -> bool:
+    return bool(np.isfinite(row).all() and row[0] > 1000 and (np.diff(row) > 0).all())
+
+
+def _padding(flux: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """True in the runs of exact zeros at both ends."""
+    filled = np.flatnonzero(flux)
+    if filled.size == 0:
+        return np.ones(flux.shape, bool)
+    position = np.arange(flux.size)
+    return (position < filled[0]) | (position > filled[-1])

@@ -1,0 +1,81 @@
+"""From a specutils `Spectrum` (specutils 2) or `Spectrum1D` (specutils 1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from astropy import units as u
+from numpy.typing import NDArray
+
+from bayesspec.exceptions import ReadError
+from bayesspec.observation import Observation
+
+from .columns import to_vacuum
+
+if TYPE_CHECKING:
+    from specutils import Spectrum
+
+__all__ = ["is_specutils", "read_spectrum"]
+
+
+def is_specutils(source: Any) -> bool:
+    """Whether it is a spectrum of specutils; does not import specutils."""
+    return hasattr(source, "spectral_axis") and hasattr(source, "flux")
+
+
+def read_spectrum(spectrum: Spectrum, *, air: bool | None = None) -> Observation:
+    """One spectrum, or several exposures on the same pixels where its flux has two axes.
+
+    Any spectral unit is converted to Angstrom, and flux densities per frequency to those per wavelength.
+
+    Raises:
+        ReadError: if its axes or units are not those of a spectrum.
+        ObservationError: if no pixel is observed.
+    """
+    axis = u.Quantity(spectrum.spectral_axis)
+    if not axis.unit.is_equivalent(u.AA, u.spectral()):
+        raise ReadError(f"the spectral axis is in {axis.unit}, no wavelength, frequency or energy")
+    wavelength = axis.to(u.AA, u.spectral())
+
+    # specutils 2 may keep the spectral axis elsewhere than last.
+    place = getattr(spectrum, "spectral_axis_index", None)
+    place = -1 if place is None else place
+    flux = _move(u.Quantity(spectrum.flux), place)
+    if flux.ndim > 2:
+        raise ReadError(f"flux has {flux.ndim} axes, expected (M,) or exposures (E, M)")
+    ivar = _ivar(spectrum.uncertainty, flux.unit, place)
+    mask = None if spectrum.mask is None else _move(np.asarray(spectrum.mask, dtype=bool), place)
+
+    density = flux.unit.is_equivalent(u.W / u.m**2 / u.AA, u.spectral_density(1 * u.AA))
+    if density and not flux.unit.is_equivalent(u.W / u.m**2 / u.AA):
+        factor = (1 * flux.unit).to(u.erg / u.s / u.cm**2 / u.AA, u.spectral_density(wavelength))
+        flux = flux.value * factor
+        ivar = None if ivar is None else ivar / factor.value**2
+    return Observation(
+        to_vacuum(wavelength.value, air),
+        flux,
+        ivar,
+        mask,
+        meta={
+            "layout": "specutils spectrum",
+            "exposures": ("spectrum",) * (len(flux) if flux.ndim == 2 else 1),
+        },
+    )
+
+
+def _ivar(uncertainty: Any, unit: u.UnitBase, place: int) -> NDArray[np.float64] | None:
+    """Inverse variance in 1 / unit**2; 0 where the uncertainty is not a positive number."""
+    if uncertainty is None:
+        return None
+    power = {"std": 1, "var": 2, "ivar": -2}.get(uncertainty.uncertainty_type)
+    if power is None:
+        raise ReadError(f"uncertainty of type {uncertainty.uncertainty_type!r}; expected std, var or ivar")
+    values = u.Quantity(uncertainty.array, uncertainty.unit or unit**power)
+    values = _move(values.to_value(unit**power), place)
+    known = np.isfinite(values) & (values > 0)
+    return np.where(known, np.where(known, values, 1) ** (-2 / power), 0.0)
+
+
+def _move(array: Any, place: int) -> Any:
+    return np.moveaxis(array, place, -1)
