@@ -1,0 +1,270 @@
+"""What inference returns: clean spectra and classes, in the units of the input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+
+import numpy as np
+from astropy import units as u
+from astropy.table import Table
+from numpy.typing import NDArray
+
+from bayesspec.exceptions import BayesspecError
+from bayesspec.grid import Rebinned, WavelengthGrid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from specutils import Spectrum
+
+__all__ = ["Failure", "Result"]
+
+Array = NDArray[np.floating[Any]]
+
+_PER_STAR_ARRAYS = (
+    "model_flux",
+    "unit_flux",
+    "z",
+    "class_probabilities",
+    "best_class",
+    "log_density",
+    "scale",
+    "exposure_unit",
+    "observed_flux",
+    "observed_ivar",
+    "observed_mask",
+    "chi2",
+    "used_fraction",
+    "observed_fraction",
+    "outlier_score",
+    "model_flux_std",
+)
+_PER_STAR_TUPLES = ("names", "units", "warnings")
+
+
+class Failure(NamedTuple):
+    """An input without a result: its position in the input, its name, and why."""
+
+    position: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """N stars, denoised: `res[i]` is one of them, `len(res)` is N.
+
+    Arrays are those of the model, on its grid and in its units; properties and methods speak the units of the
+    input. Exposure e of a star is `scale[e] * (model_flux + noise)`, times `exposure_unit[e]` in flux units.
+
+    Arguments:
+        method: Name of the inference method.
+        model_name: Name of the model's bundle.
+        grid: Wavelength grid of the model.
+        classes: Names of the K classes.
+        names: Names of the stars.
+        units: Flux unit of each star's input.
+        model_flux: Clean spectra, (N, D), in units of their mean |flux|.
+        unit_flux: The flux that 1 stands for, (N,), in the star's unit.
+        z: Latents, (N, L).
+        class_probabilities: p(C | y), (N, K); rows sum to 1.
+        best_class: Index of the most probable class, (N,); for `map` that of the joint maximum, eq. (7).
+        log_density: log p(y, z, C) at the latents and best class, (N,).
+        scale: Scale of each exposure relative to its own mean |flux|, (N, E); 1 where it is known.
+        exposure_unit: The flux by which each exposure was divided, (N, E), in the star's unit.
+        observed_flux: Exposures as the model saw them, (N, E, D), divided by `exposure_unit`; 0 where masked.
+        observed_ivar: Their inverse variance, (N, E, D); 0 where masked or unknown.
+        observed_mask: True = bad, (N, E, D); throughout for exposures that a star does not have.
+        chi2: Mean square of the whitened noise over the terms used, (N,); 1 where the noise is the model's.
+        used_fraction: Share of the likelihood's terms that eq. (16) used, (N,).
+        observed_fraction: Share of the grid that at least one exposure observed, (N,).
+        outlier_score: Probability of latents rarer than this one in its class, (N,); small = outlier.
+        failures: Inputs that have no result.
+        warnings: For each star, what to look at.
+        model_version: Version of the bundle.
+        model_flux_std: Standard deviation of `model_flux`, (N, D); None if the method gives none.
+
+    Example:
+        >>> import bayesspec, numpy as np
+        >>> star = bayesspec.Observation(np.linspace(3900, 9100, 4000), np.ones(4000), name="flat")
+        >>> res = bayesspec.denoise(star)
+        >>> len(res), res.flux.shape, res.class_probabilities.shape
+        (1, (1, 2048), (1, 10))
+    """
+
+    method: str
+    model_name: str
+    grid: WavelengthGrid
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    units: tuple[u.UnitBase, ...]
+    model_flux: Array
+    unit_flux: Array
+    z: Array
+    class_probabilities: Array
+    best_class: NDArray[np.int64]
+    log_density: Array
+    scale: Array
+    exposure_unit: Array
+    observed_flux: Array
+    observed_ivar: Array
+    observed_mask: NDArray[np.bool_]
+    chi2: Array
+    used_fraction: Array
+    observed_fraction: Array
+    outlier_score: Array
+    failures: tuple[Failure, ...] = ()
+    warnings: tuple[tuple[str, ...], ...] = ()
+    model_version: str = ""
+    model_flux_std: Array | None = None
+
+    def __post_init__(self) -> None:
+        if not self.warnings:
+            object.__setattr__(self, "warnings", ((),) * len(self))
+        object.__setattr__(self, "failures", tuple(Failure(*failure) for failure in self.failures))
+        for name in (*_PER_STAR_ARRAYS, *_PER_STAR_TUPLES):
+            value = getattr(self, name)
+            if value is not None and len(value) != len(self):
+                raise ValueError(f"{name} has {len(value)} rows for {len(self)} stars")
+
+    @property
+    def wavelength(self) -> NDArray[np.float64]:
+        """Wavelengths of the spectra, (D,), vacuum Angstrom."""
+        return self.grid.wavelength
+
+    @property
+    def flux(self) -> Array:
+        """Clean spectra, (N, D), each in its input's flux unit."""
+        return self.model_flux * self.unit_flux[:, None]
+
+    @property
+    def flux_std(self) -> Array | None:
+        """Posterior standard deviation of `flux`, (N, D); None for `map`."""
+        return None if self.model_flux_std is None else self.model_flux_std * self.unit_flux[:, None]
+
+    def interval(self, level: float = 0.9) -> tuple[Array, Array]:
+        """Lower and upper end of the posterior interval of `flux`, each (N, D).
+
+        Raises:
+            BayesspecError: for `map`, which is one point of the posterior.
+        """
+        raise BayesspecError(
+            f"method={self.method!r} gives the point of highest density, not a posterior, so there is no "
+            f"{level:.0%} interval; intervals need a method that samples, and this release has none yet"
+        )
+
+    @cached_property
+    def observed(self) -> Rebinned:
+        """What was observed of each star: flux, ivar, mask (True = no exposure saw the pixel), each (N, D).
+
+        Exposures are brought to the star's scale and averaged by inverse variance; where an exposure's is not
+        known, all count alike and the ivar is 0. In the star's flux unit, 0 where the mask is True.
+        """
+        seen = ~self.observed_mask
+        scale = np.where(self.scale > 0, self.scale, 1.0)[..., None]
+        ivar = np.where(seen, self.observed_ivar * scale**2, 0.0)
+        known = (~seen | (ivar > 0)).all(-2, keepdims=True)
+
+        weight = np.where(known, ivar, seen)
+        total = weight.sum(-2)
+        flux = (weight * np.where(seen, self.observed_flux / scale, 0.0)).sum(-2)
+        flux = np.divide(flux, total, out=np.zeros_like(flux), where=total > 0)
+        unit = self.unit_flux[:, None]
+        return Rebinned(flux * unit, np.where(known, ivar, 0.0).sum(-2) / unit**2, ~seen.any(-2))
+
+    @property
+    def table(self) -> Table:
+        """One row per star.
+
+        | column | meaning |
+        |---|---|
+        | name | of the star |
+        | class, probability | best class, and p(class given y) |
+        | scale, unit | mean abs(flux) of the star over the grid, and its unit |
+        | exposures | how many have an observed pixel |
+        | chi2 | mean square of the whitened noise; 1 where the noise is the model's |
+        | outlier_score | probability of rarer latents in the class; small = outlier |
+        | observed_fraction | share of the grid that was observed |
+        | used_fraction | share of the likelihood's terms that were used |
+        | log_density | log p(y, z, C) |
+        | warnings | what to look at |
+        """
+        rows = np.arange(len(self))
+        return Table(
+            {
+                "name": np.array(self.names, dtype=str),
+                "class": np.array(self.classes, dtype=str)[self.best_class],
+                "probability": self.class_probabilities[rows, self.best_class],
+                "scale": np.abs(self.flux).mean(-1),
+                "unit": np.array([unit.to_string() for unit in self.units], dtype=str),
+                "exposures": (~self.observed_mask).any(-1).sum(-1),
+                "chi2": self.chi2,
+                "outlier_score": self.outlier_score,
+                "observed_fraction": self.observed_fraction,
+                "used_fraction": self.used_fraction,
+                "log_density": self.log_density,
+                "warnings": np.array(["; ".join(notes) for notes in self.warnings], dtype=str),
+            },
+            meta={"method": self.method, "model": self.model_name},
+        )
+
+    def to_spectrum(self, i: SupportsIndex = 0) -> Spectrum:
+        """Star i as a specutils `Spectrum`, with the standard deviation if the method gives one."""
+        import specutils
+        from astropy.nddata import StdDevUncertainty
+
+        star = self[i]
+        kind = getattr(specutils, "Spectrum", None) or specutils.Spectrum1D
+        std = star.flux_std
+        return kind(
+            spectral_axis=self.wavelength * u.AA,
+            flux=star.flux[0] * star.units[0],
+            uncertainty=None if std is None else StdDevUncertainty(std[0] * star.units[0]),
+            meta={key: star.table[key][0] for key in ("name", "class", "probability")},
+        )
+
+    def write(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a FITS table per star and `summary.ecsv`, failures included, into the folder `path`.
+
+        Raises:
+            BayesspecError: if one of these files is there and `overwrite` is False.
+        """
+        from bayesspec.io.products import write_products
+
+        return write_products(self, path, overwrite=overwrite)
+
+    def plot(self, i: SupportsIndex = 0, ax: Axes | None = None) -> Figure:
+        """Figure of star i: observed and clean spectrum, residuals, classes; on `ax` the spectra alone."""
+        from bayesspec.plotting import plot_spectra, plot_star
+
+        star = self[i]
+        if ax is None:
+            return plot_star(star)
+        plot_spectra(ax, star)
+        return ax.figure
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[Result]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: SupportsIndex | slice | NDArray[Any]) -> Result:
+        if isinstance(index, slice):
+            rows = np.arange(len(self))[index]
+        else:
+            rows = np.atleast_1d(np.arange(len(self))[np.asarray(index)])
+        arrays = {n: getattr(self, n)[rows] for n in _PER_STAR_ARRAYS if getattr(self, n) is not None}
+        tuples = {n: tuple(getattr(self, n)[row] for row in rows) for n in _PER_STAR_TUPLES}
+        return replace(self, **arrays, **tuples, failures=())
+
+    def __repr__(self) -> str:
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        plural = "s" * (len(self) != 1)
+        head = f"<Result: {len(self)} star{plural} by {self.method} with {self.model_name}{failed}"
+        rows = [f"  {r['name']}: {r['class']} ({r['probability']:.2f})" for r in self.table[:10]]
+        return "\n".join([head, *rows, *(["  ..."] if len(self) > 10 else [])]) + ">"
