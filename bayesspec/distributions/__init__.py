@@ -1,0 +1,8 @@
+"""Densities of the model as Pyro distributions; they know nothing of inference."""
+
+from __future__ import annotations
+
+from bayesspec.distributions.class_kde import ClassKDE, LatentPrior
+from bayesspec.distributions.noise_flow import NoiseFlow
+
+__all__ = ["ClassKDE", "LatentPrior", "NoiseFlow"]

@@ -1,0 +1,232 @@
+"""The prior of the latents: one Gaussian kernel density per class, on the latents of its training stars."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from numpy.typing import ArrayLike
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor, nn
+from torch.distributions import constraints
+
+# Kernels evaluated at once: what fits a CPU's cache, and what bounds the memory of an accelerator.
+_CPU_BLOCK, _BLOCK = 2**18, 2**25
+
+
+def class_log_density(z: Tensor, centres: Tensor, log_weights: Tensor, bandwidth: Tensor) -> Tensor:
+    """Log-density of latents (..., L) under the kernel density of every class, shape (..., n_class).
+
+    Distances are sums of squared differences, one latent dimension at a time. The matrix-product form
+    z^2 - 2 z.c + c^2 would cancel most of float32's digits where the classes are far apart in bandwidths.
+    """
+    latent = z.shape[-1]
+    half_precision = 0.5 * bandwidth.reshape(len(centres), -1).expand(-1, latent) ** -2
+    log_norm = 0.5 * (half_precision.log() - math.log(math.pi)).sum(-1)
+    columns = [column.contiguous() for column in centres.unbind(-1)]
+
+    def block_log_density(block: Tensor) -> Tensor:
+        exponent = log_weights
+        for d, column in enumerate(columns):
+            offset = block[:, d, None, None] - column
+            exponent = torch.addcmul(exponent, offset.square(), half_precision[:, d, None], value=-1.0)
+        return exponent.logsumexp(-1) + log_norm
+
+    kernels = _CPU_BLOCK if z.device.type == "cpu" else _BLOCK
+    blocks = z.reshape(-1, latent).split(max(1, kernels // log_weights.numel()))
+    return torch.cat([block_log_density(block) for block in blocks]).reshape(*z.shape[:-1], len(centres))
+
+
+class ClassKDE(TorchDistribution):
+    r"""Distribution of the latent z of a star given its class C, one Gaussian kernel density per class.
+
+    .. math:: p(z | C) = \sum_m w_{Cm} \, \mathcal{N}(z | c_{Cm}, \mathrm{diag}(h_C^2))
+
+    The density of every class is computed once for each z and then picked by class, so that an enumerated
+    class costs no more than a single one.
+
+    References:
+        | A novel stellar spectrum denoising method based on deep Bayesian modeling (Kang, He & Zhang 2021)
+        | https://arxiv.org/abs/2103.02896, equation (5)
+
+    Arguments:
+        klass: The class's index, integer; its shape is the batch shape.
+        centres: The kernels' centres, shape (n_class, M, L), finite also where padded.
+        log_weights: The logarithms of their weights, shape (n_class, M), -inf where padded; the weights of
+            each class sum to one.
+        bandwidth: The kernels' standard deviation, positive, shape (n_class,) or (n_class, L).
+
+    Raises:
+        ValueError: If shapes do not fit or, under validation, an argument or a value is out of its range.
+
+    Example:
+        >>> klass = torch.arange(2)[:, None]
+        >>> centres = torch.tensor([[[0.0], [1.0]], [[5.0], [0.0]]])
+        >>> log_weights = torch.tensor([[0.5, 0.5], [1.0, 0.0]]).log()
+        >>> kde = ClassKDE(klass, centres, log_weights, bandwidth=torch.ones(2))
+        >>> kde.log_prob(torch.zeros(3, 1)).shape
+        torch.Size([2, 3])
+        >>> kde.log_prob_all(torch.zeros(3, 1)).shape
+        torch.Size([3, 2])
+    """
+
+    arg_constraints = {  # noqa: RUF012 - the type that torch declares
+        "klass": constraints.nonnegative_integer,
+        "centres": constraints.independent(constraints.real, 3),
+        "log_weights": constraints.dependent(
+            is_discrete=False, event_dim=2
+        ),  # -inf is allowed: checked below
+        "bandwidth": constraints.positive,
+    }
+    support = constraints.real_vector
+
+    def __init__(
+        self,
+        klass: Tensor,
+        centres: Tensor,
+        log_weights: Tensor,
+        bandwidth: Tensor,
+        validate_args: bool | None = None,
+    ):
+        self.klass = klass
+        self.centres = centres
+        self.log_weights = log_weights
+        self.bandwidth = bandwidth
+
+        if klass.is_floating_point() or klass.dtype == torch.bool:
+            raise ValueError(f"klass must be an integer tensor, not {klass.dtype}")
+        if centres.dim() != 3 or log_weights.shape != centres.shape[:2]:
+            raise ValueError(
+                "centres must be (n_class, M, L) and log_weights (n_class, M), "
+                f"not {tuple(centres.shape)} and {tuple(log_weights.shape)}"
+            )
+        if bandwidth.shape not in (centres.shape[:1], centres.shape[::2]):
+            raise ValueError(f"bandwidth must be (n_class,) or (n_class, L), not {tuple(bandwidth.shape)}")
+
+        super().__init__(klass.shape, centres.shape[-1:], validate_args=validate_args)
+        if self._validate_args:
+            self._validate_classes()
+
+    def expand(self, batch_shape: Size, _instance: ClassKDE | None = None) -> ClassKDE:
+        """The same distribution with a larger batch shape."""
+        new = self._get_checked_instance(ClassKDE, _instance)
+        new.klass = self.klass.expand(batch_shape)
+        new.centres, new.log_weights, new.bandwidth = self.centres, self.log_weights, self.bandwidth
+        super(ClassKDE, new).__init__(new.klass.shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob_all(self, value: Tensor) -> Tensor:
+        """Log-density of latents (..., L) in every class, whatever `klass` is, shape (..., n_class)."""
+        return class_log_density(value, self.centres, self.log_weights, self.bandwidth)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of latents (..., L) in their class, shape (...)."""
+        if self._validate_args:
+            self._validate_sample(value)
+
+        every = self.log_prob_all(value)
+        shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        return every.expand(*shape, -1).gather(-1, self.klass.expand(shape)[..., None]).squeeze(-1)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Size = Size()) -> Tensor:
+        """Draw latents, shape sample_shape + (..., L): a centre by its weight, plus the kernel's noise."""
+        shape = self._extended_shape(sample_shape)
+        klass = self.klass.expand(shape[:-1])
+        n_class, size, latent = self.centres.shape
+
+        # Inverse distribution functions of all classes in a row: class c rises from c to c + 1, in float64
+        # so that c costs no digits. A padded centre has an empty interval and is never drawn.
+        rise = self.log_weights.double().exp().cumsum(-1)
+        steps = torch.arange(n_class, dtype=rise.dtype, device=rise.device)[:, None] + rise / rise[:, -1:]
+        u = torch.rand(klass.shape, dtype=torch.float32, device=rise.device)  # klass + u < klass + 1 exactly
+        index = torch.searchsorted(steps.reshape(-1), klass.double() + u.double(), right=True)
+
+        centre = self.centres.reshape(n_class * size, latent)[index]
+        bandwidth = self.bandwidth.reshape(n_class, -1).expand(-1, latent)[klass]
+        return centre + bandwidth * torch.randn_like(centre)
+
+    def _validate_classes(self) -> None:
+        n_class = len(self.centres)
+        if (self.klass >= n_class).any():
+            raise ValueError(
+                f"klass must be below the number of classes, {n_class}, not {int(self.klass.max())}"
+            )
+
+        total = self.log_weights.exp().sum(-1)
+        if not ((total - 1).abs() < 1e-3).all():  # NaN is caught too
+            raise ValueError(f"weights must sum to one in every class, their sums are {total.tolist()}")
+
+
+class LatentPrior(nn.Module):
+    """The kernel densities of all classes as one module: what a bundle saves and the model asks.
+
+    Arguments:
+        centres: The kernels' centres, shape (n_class, M, L), finite also where padded.
+        log_weights: The logarithms of their weights, shape (n_class, M), -inf where padded.
+        bandwidth: The kernels' standard deviation, shape (n_class,) or (n_class, L).
+
+    Example:
+        >>> prior = LatentPrior.from_classes([torch.randn(40, 3), torch.randn(5, 3)], bandwidths=[0.2, 0.4])
+        >>> prior.log_prob_all(torch.zeros(7, 3)).shape
+        torch.Size([7, 2])
+        >>> prior(torch.tensor([0, 1, 1])).sample().shape
+        torch.Size([3, 3])
+    """
+
+    def __init__(self, centres: Tensor, log_weights: Tensor, bandwidth: Tensor):
+        super().__init__()
+        ClassKDE(torch.arange(len(centres)), centres, log_weights, bandwidth)
+
+        self.register_buffer("centres", centres)
+        self.register_buffer("log_weights", log_weights)
+        self.register_buffer("bandwidth", bandwidth)
+
+    @classmethod
+    def from_classes(
+        cls,
+        latents: Sequence[ArrayLike],
+        bandwidths: ArrayLike,
+        weights: Sequence[ArrayLike] | None = None,
+    ) -> LatentPrior:
+        """Build the prior from the latents of each class, padded to the largest.
+
+        Arguments:
+            latents: For each class the latents of its stars, shape (m_c, L), m_c > 0.
+            bandwidths: The kernels' standard deviation, shape (n_class,) or (n_class, L).
+            weights: For each class the weights of its stars, shape (m_c,), not negative, not all zero, in any
+                normalisation. None for equal weights.
+
+        Raises:
+            ValueError: If a class is empty, shapes do not fit or a number is out of its range.
+        """
+        dtype = torch.get_default_dtype()
+        latents = [torch.as_tensor(points, dtype=dtype) for points in latents]
+        for c, points in enumerate(latents):
+            if points.dim() != 2 or not len(points) or points.shape[1] != latents[0].shape[-1]:
+                raise ValueError(
+                    f"each class needs latents (m, L), m > 0, with one L; class {c} is {tuple(points.shape)}"
+                )
+        if weights is None:
+            weights = [torch.ones(len(points)) for points in latents]
+
+        shape = len(latents), max(len(points) for points in latents)
+        centres = torch.zeros(*shape, latents[0].shape[1], dtype=dtype)
+        log_weights = torch.full(shape, -torch.inf, dtype=dtype)
+        for c, (points, weight) in enumerate(zip(latents, weights, strict=True)):
+            weight = torch.as_tensor(weight, dtype=dtype)
+            if weight.shape != points.shape[:1] or (weight < 0).any():
+                raise ValueError(f"weights of class {c} must be {len(points)} numbers that are not negative")
+            centres[c, : len(points)] = points
+            log_weights[c, : len(points)] = (weight / weight.sum()).log()
+        return cls(centres, log_weights, torch.as_tensor(bandwidths, dtype=dtype))
+
+    def forward(self, klass: Tensor) -> ClassKDE:
+        """The distribution of the latents given classes, integer (...): batch shape (...)."""
+        return ClassKDE(klass, self.centres, self.log_weights, self.bandwidth)
+
+    def log_prob_all(self, z: Tensor) -> Tensor:
+        """Log-density of latents (..., L) in every class, shape (..., n_class)."""
+        return class_log_density(z, self.centres, self.log_weights, self.bandwidth)

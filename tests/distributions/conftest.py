@@ -1,0 +1,34 @@
+"""What the tests of the distributions share: seeded randomness and a noise network that is not trivial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from bayesspec.nn.noise import NoiseNetwork
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Every test starts from one seed and leaves the random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(20210169)
+        yield
+
+
+@pytest.fixture
+def network() -> Callable[..., NoiseNetwork]:
+    """Networks whose mean and width depend on the pixels before, in every parameter."""
+
+    def build(kernel: int = 5, dtype: torch.dtype = torch.float64) -> NoiseNetwork:
+        generator = torch.Generator().manual_seed(kernel)
+        noise = NoiseNetwork(kernel, channels=12, hidden=8, initial_scale=0.5).to(dtype)
+        with torch.no_grad():
+            for name, parameter in noise.named_parameters():
+                size = 0.05 if name.startswith("convolution") else 0.3
+                parameter += size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        return noise
+
+    return build
