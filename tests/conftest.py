@@ -32,6 +32,31 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of 128 pixels with random weights: for what does not depend on what a model has learned."""
+    import torch
+
+    from bayesspec.bundle import save_model
+    from bayesspec.distributions import LatentPrior
+    from bayesspec.model import StellarModel
+    from bayesspec.nn import Encoder, Generator, NoiseNetwork
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        classes = ("O", "B", "A", "F", "G", "K", "M", "CV", "Carbon", "WD")
+        centres = [torch.randn(3) + 0.1 * torch.randn(20, 3) for _ in classes]
+        model = StellarModel(
+            WavelengthGrid(size=128),
+            classes,
+            Encoder(size=128, hidden=8, channels=(4, 4)),
+            Generator(size=128, hidden=16, channels=(8, 4), strides=(4, 8)),
+            LatentPrior.from_classes(centres, [0.1] * len(classes)),
+            NoiseNetwork(),
+        )
+    return save_model(model, tmp_path_factory.mktemp("bundles") / "small", card={})
+
+
+@pytest.fixture(scope="session")
 def make_result() -> Callable[..., Result]:
     """A result from nothing: N random stars, their exposures and masks; no model is needed."""
 
@@ -74,3 +99,54 @@ def make_result() -> Callable[..., Result]:
         return Result(**{**values, **changes})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def toy_model():
+    """A small model with random weights: 3 classes, L = 2, 96 pixels. What is a law holds for it too."""
+    import torch
+
+    from bayesspec.distributions import LatentPrior
+    from bayesspec.grid import WavelengthGrid
+    from bayesspec.model import StellarModel
+    from bayesspec.nn import Encoder, Generator, NoiseNetwork
+    from bayesspec.training.loop import seeded
+
+    with seeded(5):
+        noise = NoiseNetwork(kernel=3, channels=8, hidden=4, initial_scale=0.1)
+        torch.nn.init.normal_(noise.heads.weight, std=0.02)
+        centres = torch.randn(3, 1, 2) + 0.3 * torch.randn(3, 12, 2)
+        return StellarModel(
+            WavelengthGrid(4000.0, 9000.0, 96),
+            ("hot", "warm", "cool"),
+            Encoder(latent_dim=2, size=96, hidden=16, channels=(4, 8)),
+            Generator(latent_dim=2, size=96, hidden=16, channels=(8, 4), strides=(4, 4)),
+            LatentPrior.from_classes(list(centres.numpy()), [0.3, 0.3, 0.4]),
+            noise,
+            {"name": "toy"},
+        )
+
+
+@pytest.fixture
+def toy_batch(toy_model):
+    """Four stars drawn from the toy model, with up to three exposures: complete, with gaps, blue or red only."""
+    import numpy as np
+    import torch
+
+    from bayesspec.distributions import NoiseFlow
+    from bayesspec.observation import ObservationBatch
+    from bayesspec.training.loop import seeded
+
+    n, exposures, size = 4, 3, toy_model.grid.size
+    with seeded(6):
+        klass = torch.arange(n) % 3
+        s = toy_model.generator(toy_model.prior(klass).sample())
+        flux = NoiseFlow(s[:, None].expand(-1, exposures, -1), toy_model.noise).sample().numpy()
+    mask = np.zeros((n, exposures, size), bool)
+    mask[0, 1:] = True
+    mask[1, 0, 20:30] = True
+    mask[2, 0, 40:] = True
+    mask[2, 1, :50] = True
+    free = (~mask).mean(-1) < 0.98
+    unit = np.ones((n, exposures))
+    return ObservationBatch.from_arrays(flux, np.zeros_like(flux), mask, unit, free)

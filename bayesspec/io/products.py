@@ -25,6 +25,8 @@ __all__ = ["SUMMARY", "ProductWriter", "unique_stems", "write_products"]
 SUMMARY = "summary.ecsv"
 """Name of the table of the run."""
 
+TABLE, FIGURE = ".denoised.fits", ".png"
+
 
 def write_products(result: Result, folder: str | Path, *, overwrite: bool = False) -> Path:
     """Write a result into a folder: a FITS table per star, and `summary.ecsv` with a row per input.
@@ -60,14 +62,17 @@ class ProductWriter:
     Arguments:
         folder: Where to write; made if need be.
         names: Of all inputs, in order: star names or file names. Two inputs of one name get two files.
+        figures: Save a figure of every star beside its table.
         overwrite: Replace files of an earlier run.
 
     Raises:
         BayesspecError: if a product is there already and `overwrite` is False, or the folder cannot be made.
     """
 
-    def __init__(self, folder: str | Path, names: Sequence[str], *, overwrite: bool = False) -> None:
-        self.folder = Path(folder)
+    def __init__(
+        self, folder: str | Path, names: Sequence[str], *, figures: bool = False, overwrite: bool = False
+    ) -> None:
+        self.folder, self.figures = Path(folder), figures
         self.names = tuple(names)
         self.stems = unique_stems(names)
         self._rows: list[dict[str, Any] | None] = [None] * len(self.names)
@@ -76,7 +81,8 @@ class ProductWriter:
         except OSError as error:
             raise BayesspecError(f"{self.folder}: cannot be the output folder ({error.strerror})") from error
         there = {path.name for path in self.folder.iterdir()}
-        taken = [name for name in (SUMMARY, *map(self._file, range(len(self.stems)))) if name in there]
+        wanted = [SUMMARY, *(f"{stem}{suffix}" for stem in self.stems for suffix in self._suffixes())]
+        taken = [name for name in wanted if name in there]
         if taken and not overwrite:
             more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
             raise BayesspecError(
@@ -84,9 +90,11 @@ class ProductWriter:
             )
 
     def add(self, position: int, star: Result) -> Path:
-        """Write the table of one star, the input at this position."""
-        path = self.folder / self._file(position)
+        """Write the table, and the figure, of one star: the input at this position."""
+        path, *figure = (self.folder / f"{self.stems[position]}{suffix}" for suffix in self._suffixes())
         to_hdus(star).writeto(path, overwrite=True)
+        if figure:
+            star.plot().savefig(figure[0])
         row = star.table[0]
         probabilities = zip(star.classes, star.class_probabilities[0], strict=True)
         self._rows[position] = {
@@ -102,10 +110,6 @@ class ProductWriter:
     def fail(self, position: int, reason: str) -> None:
         """Note that the input at this position has no result."""
         self._rows[position] = {"status": "failed", "reason": reason}
-
-    def figure_path(self, position: int) -> Path:
-        """Where the figure of the input at this position belongs."""
-        return self.folder / f"{self.stems[position]}.png"
 
     def close(self) -> Path:
         """Write the summary: a row per input, in the order of the input."""
@@ -126,8 +130,8 @@ class ProductWriter:
             table[key] = MaskedColumn(column, mask=missing) if any(missing) else column
         return table
 
-    def _file(self, position: int) -> str:
-        return f"{self.stems[position]}.denoised.fits"
+    def _suffixes(self) -> tuple[str, ...]:
+        return (TABLE, FIGURE) if self.figures else (TABLE,)
 
 
 def unique_stems(names: Sequence[str]) -> tuple[str, ...]:

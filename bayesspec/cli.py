@@ -1,0 +1,263 @@
+"""The command line: `bayesspec denoise | demo | info | train`.
+
+Nothing heavy is imported before a command runs, so that --help is quick. Results go to stdout, everything
+else to stderr. Exit status: 0 all well, 1 an input failed, 2 the command was not understood or cannot run.
+"""
+
+from __future__ import annotations
+
+import glob
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import __version__
+from .exceptions import BayesspecError, ReadError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from .model import StellarModel
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="bayesspec",
+    help="Clean stellar spectra and stellar classes from noisy spectra.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Exposures(StrEnum):
+    """What to read of a file with several exposures."""
+
+    coadd = "coadd"
+    individual = "individual"
+
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the products; made if need be.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the products of an earlier run.")]
+Seed = Annotated[int, typer.Option(help="Of everything random; the same seed gives the same products.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: run a command; errors are one line on stderr."""
+    try:
+        app(args=arguments)
+    except BayesspecError as error:
+        typer.echo(f"bayesspec: {error}", err=True)
+        sys.exit(2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bayesspec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def denoise(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE", help="Spectra: SDSS, BOSS, LAMOST, or text.")
+    ],
+    out: Out = Path("denoised"),
+    model: Annotated[str, typer.Option(help="A shipped model, or the folder of a bundle.")] = "kang2021",
+    method: Annotated[str, typer.Option(help="map: the mode of the posterior.")] = "map",
+    exposures: Annotated[
+        Exposures, typer.Option(help="What to read of an SDSS full file.")
+    ] = Exposures.coadd,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Take pixels with doubtful mask bits for missing too.")
+    ] = False,
+    figures: Annotated[bool, typer.Option("--figures", help="Save a figure of every star.")] = False,
+    overwrite: Overwrite = False,
+    device: Annotated[str, typer.Option(help="cpu, or a GPU: cuda, cuda:1.")] = "cpu",
+    seed: Seed = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Stars in memory at once.")] = 64,
+) -> None:
+    """Denoise spectra, one star a file.
+
+    Writes a FITS table for every star, and summary.ecsv with a row for every file.
+
+    A file that cannot be used is named on stderr, the others go on, and the exit status is 1.
+
+    [bold]Example[/bold]: bayesspec denoise spec-*.fits -o out/ --figures
+    """
+    from .io.products import ProductWriter
+    from .pipeline import denoise_files
+    from .terminal import print_summary
+
+    names = [str(file) for file in files]
+    writer = ProductWriter(out, names, figures=figures, overwrite=overwrite)
+    network = _load(model, device)
+    failed = 0
+    with _progress("denoise", len(names)) as progress:
+        (task,) = progress.task_ids
+        for outcome in denoise_files(
+            names,
+            writer,
+            network,
+            method=method,
+            exposures=exposures.value,
+            strict=strict,
+            seed=seed,
+            batch_size=batch_size,
+        ):
+            progress.advance(task)
+            if isinstance(outcome, tuple):
+                failed += 1
+                _say(f"{outcome.name}: {outcome.reason}", progress)
+    print_summary(writer.summary())
+    _say(f"{len(names) - failed} of {len(names)} denoised, products in {out}")
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def demo(
+    out: Out = Path("bayesspec-demo"),
+    model: Annotated[str, typer.Option(help="A shipped model, or the folder of a bundle.")] = "kang2021",
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+) -> None:
+    """Denoise a real star whose truth is known.
+
+    A spectrum that ships with the package becomes an SDSS file of three noisy exposures.
+
+    That file is denoised as any other, and the outcome is compared with the truth.
+
+    [bold]Example[/bold]: bayesspec demo -o bayesspec-demo
+    """
+    from .demo import run_demo
+    from .terminal import print_classes, print_table
+
+    outcome = run_demo(out, _load(model, "cpu"), seed=seed, overwrite=overwrite)
+    star = outcome.result
+    print_classes(star.classes, star.class_probabilities[0])
+    print_table(
+        ["spectrum", "mean squared error"],
+        [[name, f"{loss:.2e}"] for name, loss in outcome.losses.items()],
+    )
+    print_table(["product", "path"], outcome.files.items())
+
+
+@app.command()
+def info(
+    target: Annotated[str, typer.Argument(metavar="FILE|BUNDLE", help="A spectrum, or a model.")],
+) -> None:
+    """Say what a file or a model bundle holds.
+
+    [bold]Example[/bold]: bayesspec info spec-2942-54521-0124.fits
+
+    [bold]Example[/bold]: bayesspec info kang2021
+    """
+    from .terminal import print_card, print_observation
+
+    path = Path(target)
+    if path.is_dir() or not path.exists():
+        from .bundle import read_card, shipped
+
+        print_card(read_card(target), shipped().get(target, target))
+        return
+
+    from .io import read
+
+    try:
+        star = read(path)
+    except ReadError as error:
+        _say(str(error))
+        raise typer.Exit(1) from None
+    try:
+        individual = read(path, exposures="individual")
+    except ReadError:
+        individual = None
+    print_observation(star, individual)
+
+
+@app.command()
+def train(
+    library: Annotated[
+        list[Path], typer.Argument(metavar="LIBRARY", help="Tables of clean spectra with classes.")
+    ],
+    noise: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FILES", help="Full SDSS files: a folder, a file or a quoted pattern. Repeatable."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="BUNDLE", help="Folder of the new bundle.")],
+    recipe: Annotated[
+        str, typer.Option(help="Name of a shipped model, or a TOML or JSON file.")
+    ] = "kang2021",
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew instead of going on from the checkpoints.")
+    ] = False,
+) -> None:
+    """Train a model on star libraries and the noise of real exposures.
+
+    A run that was stopped goes on where it was: give the same command again.
+
+    The bundle's card names what it was trained on, and how it does on what it has not seen.
+
+    [bold]Example[/bold]: bayesspec train stars.fits.gz --noise boss_epochs/ -o my-model
+    """
+    from .training.recipe import Recipe
+    from .training.recipe import train as run
+
+    chosen = Recipe.read(recipe) if Path(recipe).is_file() else Recipe.named(recipe)
+    bundle = run(library, _expand(noise), out, chosen, resume=not restart, progress=sys.stderr.isatty())
+    typer.echo(bundle)
+
+
+def _load(model: str, device: str) -> StellarModel:
+    from .bundle import load_model
+
+    try:
+        return load_model(model, device=device)
+    except (RuntimeError, AssertionError) as error:  # how torch says that there is no such device
+        raise BayesspecError(f"device {device!r} cannot be used ({str(error).splitlines()[0]})") from error
+
+
+def _expand(patterns: list[str]) -> list[Path]:
+    files: list[Path] = []
+    for pattern in patterns:
+        folder = Path(pattern).is_dir()
+        found = sorted(glob.glob(f"{glob.escape(pattern)}/*.fits*" if folder else pattern))
+        if not found:
+            raise BayesspecError(f"--noise {pattern}: no such file, and no file is like that")
+        files += map(Path, found)
+    return files
+
+
+def _progress(label: str, total: int) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    bar.add_task(label, total=total)
+    return bar
+
+
+def _say(message: str, progress: Progress | None = None) -> None:
+    """One line on stderr, above the bar if there is one."""
+    if progress is None or progress.disable:
+        typer.echo(message, err=True)
+    else:
+        progress.console.print(message, markup=False, highlight=False, soft_wrap=True)

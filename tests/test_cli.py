@@ -1,0 +1,183 @@
+"""The command line: products, exit statuses, and nothing but results on stdout."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from astropy.table import Table
+
+from bayesspec.cli import main
+from bayesspec.io.products import SUMMARY
+
+COMMANDS = ("denoise", "demo", "info", "train")
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command; gives the exit status, the rows on stdout, and the lines on stderr."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        streams = capsys.readouterr()
+        return (
+            stop.value.code,
+            list(csv.reader(streams.out.splitlines(), delimiter="\t")),
+            streams.err.splitlines(),
+        )
+
+    return call
+
+
+@pytest.fixture
+def spectra(tmp_path):
+    """Three text files of made-up stars."""
+    rng = np.random.default_rng(0)
+    wavelength = np.linspace(3950, 9050, 600)
+    for name, slope in (("red", 2.0), ("flat", 0.0), ("blue", -2.0)):
+        flux = (wavelength / 6000) ** slope + 0.1 * rng.standard_normal(600)
+        np.savetxt(tmp_path / f"{name}.txt", np.column_stack([wavelength, flux, np.full(600, 0.1)]))
+    return [tmp_path / f"{name}.txt" for name in ("red", "flat", "blue")]
+
+
+def summary(folder) -> Table:
+    return Table.read(folder / SUMMARY)
+
+
+def test_denoise_writes_a_table_per_star_and_a_row_per_file(run, spectra, small_bundle, tmp_path):
+    out = tmp_path / "out"
+    status, rows, errors = run("denoise", *spectra, "-o", out, "--model", small_bundle, "--figures")
+    assert status == 0
+    assert [row[0] for row in rows] == ["file", *map(str, spectra)]
+    assert errors == [f"3 of 3 denoised, products in {out}"]
+    expected = {SUMMARY} | {f"{s.stem}{end}" for s in spectra for end in (".denoised.fits", ".png")}
+    assert {path.name for path in out.iterdir()} == expected
+    assert list(summary(out)["class"]) == [row[1] for row in rows[1:]]
+
+
+def test_a_corrupt_file_fails_alone(run, spectra, small_bundle, tmp_path):
+    (bad := tmp_path / "bad.fits").write_bytes(b"SIMPLE  =" + bytes(3000))
+    missing, dark = tmp_path / "missing.fits", tmp_path / "dark.txt"
+    dark.write_text("1000 1 1\n1001 1 1\n")
+    files = [spectra[0], bad, spectra[1], missing, dark]
+    status, rows, errors = run("denoise", *files, "-o", tmp_path / "out", "--model", small_bundle)
+    assert status == 1
+    assert [str(row["name"]) for row in summary(tmp_path / "out")] == list(map(str, files))
+    assert list(summary(tmp_path / "out")["status"]) == ["ok", "failed", "ok", "failed", "failed"]
+    for file, line in zip((bad, missing, dark), errors, strict=False):
+        assert line.startswith(f"{file}: ")
+    assert len(errors) == 4
+    assert len(rows) == 6
+    assert "Traceback" not in "".join(errors)
+
+
+def test_nothing_but_failures_is_still_a_summary(run, small_bundle, tmp_path):
+    status, rows, errors = run(
+        "denoise", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out", "--model", small_bundle
+    )
+    assert status == 1
+    assert len(rows) == len(errors) == 3
+    assert list(summary(tmp_path / "out")["status"]) == ["failed", "failed"]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_order_and_batches_do_not_matter(run, spectra, small_bundle, tmp_path, batch):
+    run("denoise", *spectra, "-o", tmp_path / "a", "--model", small_bundle)
+    run("denoise", *spectra[::-1], "-o", tmp_path / "b", "--model", small_bundle, "--batch-size", batch)
+    one, other = summary(tmp_path / "a"), summary(tmp_path / "b")[::-1]
+    assert list(one["class"]) == list(other["class"])
+    for name in ("chi2", "scale", "z1", "log_density"):
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-2, atol=1e-3)
+
+
+def test_overwriting_needs_the_flag(run, spectra, small_bundle, tmp_path):
+    command = ("denoise", spectra[0], "-o", tmp_path / "out", "--model", small_bundle)
+    assert run(*command)[0] == 0
+    before = (tmp_path / "out" / SUMMARY).stat().st_mtime_ns
+    status, rows, errors = run(*command)
+    assert (status, rows, len(errors)) == (2, [], 1)
+    assert (tmp_path / "out" / SUMMARY).stat().st_mtime_ns == before
+    assert run(*command, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("denoise",),
+        ("denoise", "a.fits", "--exposures", "both"),
+        ("denoise", "a.fits", "--batch-size", "0"),
+        ("denoise", "a.fits", "--model", "no such model"),
+        ("info", "no such model"),
+        ("train", "a.fits", "-o", "out"),
+        ("train", "a.fits", "-o", "out", "--noise", "no such folder"),
+        ("train", "a.fits", "-o", "out", "--noise", "a", "--recipe", "no such recipe"),
+        ("nonsense",),
+    ],
+    ids=" ".join,
+)
+def test_misuse_is_status_2_and_no_traceback(run, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    status, _, errors = run(*arguments)
+    assert status == 2
+    assert "Traceback" not in "\n".join(errors)
+
+
+@pytest.mark.parametrize("option", [("--device", "no such device"), ("--method", "no such method")])
+def test_what_torch_and_inference_refuse_is_misuse(run, spectra, small_bundle, tmp_path, option):
+    status, rows, errors = run(
+        "denoise", spectra[0], "-o", tmp_path / "out", "--model", small_bundle, *option
+    )
+    assert (status, rows) == (2, [])
+    assert option[1] in errors[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(run, capsys, command):
+    status, _, errors = run(command, "--help")
+    assert (status, errors) == (0, [])
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert f"Example: bayesspec {command} " in capsys.readouterr().out
+
+
+def test_help_is_quick_and_imports_no_torch():
+    code = (
+        "import sys\nfrom bayesspec.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n"
+        "    print(sorted({'torch', 'astropy', 'matplotlib'} & set(sys.modules)), file=sys.stderr)"
+    )
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - begin < 5
+    assert done.stderr.strip() == "[]"
+
+
+def test_info_of_a_spectrum(run, spectra):
+    status, rows, errors = run("info", spectra[0])
+    assert (status, errors) == (0, [])
+    assert ["star", "red"] in rows
+    assert rows[-1][1:5] == ["600", "3950.0", "9050.0", "100.0%"]
+
+
+def test_info_of_a_bundle(run, small_bundle):
+    status, rows, errors = run("info", small_bundle)
+    assert (status, errors) == (0, [])
+    assert ["model", "small"] in rows
+    assert {"O", "Carbon", "WD"} <= {row[0] for row in rows}
+
+
+def test_info_of_junk(run, tmp_path):
+    (junk := tmp_path / "junk.fits").write_bytes(b"\0" * 100)
+    status, rows, errors = run("info", junk)
+    assert (status, rows, len(errors)) == (1, [], 1)
+
+
+def test_version(run):
+    from bayesspec import __version__
+
+    assert run("--version")[1] == [[f"bayesspec {__version__}"]]
