@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO, TypeAlias
 
 from astropy.io import fits
 from astropy.table import Table
+from astropy.utils.exceptions import AstropyWarning
 
 from bayesspec.exceptions import BayesspecError, ReadError
 from bayesspec.observation import Observation
@@ -48,7 +49,8 @@ def read(
             wavelength, flux, sigma; gzipped or not), an HDUList, a Table with the columns of such a file,
             or a specutils spectrum.
         exposures: "coadd", or "individual" for the single exposures of an SDSS full file.
-        strict: Take pixels with doubtful bits (bright sky, near a bad pixel, stray light) for missing too.
+        strict: Take pixels with doubtful bits (bright sky, near a bad pixel, stray light) for missing too;
+            of a bad fibre that may leave nothing.
         air: True if the wavelengths are in air, False if in vacuum; None believes the file, and takes
             vacuum where it says nothing.
         name: What to call the star; by default the file's name without its endings.
@@ -116,6 +118,8 @@ def _cause(error: Exception) -> str:
             return "is a directory"
         case EOFError() | gzip.BadGzipFile() | zlib.error():
             return f"truncated or damaged gzip ({error})"
+        case AstropyWarning():
+            return f"truncated ({error})"
         case UnicodeDecodeError():
             return "is neither FITS nor text"
         case _:

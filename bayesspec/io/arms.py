@@ -15,7 +15,7 @@ from itertools import zip_longest
 
 import numpy as np
 
-from bayesspec.grid import NativePixels, rebin
+from bayesspec.grid import NativePixels, overlap_matrix, rebin
 from bayesspec.observation import Exposure
 
 __all__ = ["Frame", "join_arms", "pair_frames"]
@@ -64,14 +64,19 @@ def join_arms(blue: Exposure, red: Exposure) -> Exposure:
     # Dead pixels at the blue end of the red arm would only cost resolution.
     first = int(np.argmin(red.mask))
     wavelength, flux, ivar, mask = (part[first:] for part in _arrays(red))
-    pixels = NativePixels(wavelength)
-    other = rebin(*_arrays(blue), pixels)
-    total = ivar + other.ivar
-    mean = np.zeros_like(total)
-    np.divide(ivar * flux + other.ivar * other.flux, total, out=mean, where=total > 0)
+    pixels, edges = NativePixels(wavelength), NativePixels(blue.wavelength).edges
+    overlap = overlap_matrix(blue.wavelength, pixels)
+    other = rebin(*_arrays(blue), pixels, overlap=overlap)
+
+    # A blue pixel shares its ivar out by length: given whole to both of two red pixels, it would count twice
+    # as soon as they are averaged.
+    shared = np.where(other.mask, 0.0, overlap @ (blue.ivar / np.diff(edges)))
+    total = ivar + shared
+    share = np.divide(shared, total, out=np.zeros_like(total), where=total > 0)
+    mean = flux + share * (other.flux - flux)
 
     # Blue pixels that reach into the first red one are in it already.
-    before = NativePixels(blue.wavelength).edges[1:] <= pixels.edges[0]
+    before = edges[1:] <= pixels.edges[0]
     joined = (wavelength, mean, total, mask & other.mask)
     parts = zip(_arrays(blue), joined, strict=True)
     return Exposure(*(np.concatenate([left[before], right]) for left, right in parts))

@@ -109,8 +109,18 @@ def read_facts(
     facts: dict[str, Any] = {}
     for fact, spellings in keys.items():
         values = [row[names[key]] for key in spellings if key in names]
-        values += [header[key] for key in spellings if key in header]
-        if values:
-            value = values[0].item() if isinstance(values[0], np.generic) else values[0]
+        values += [_card(header, key) for key in spellings]
+        value = next((value for value in values if value is not None), None)
+        if value is not None:
+            value = value.item() if isinstance(value, np.generic) else value
             facts[fact] = value.strip() if isinstance(value, str) else value
     return facts
+
+
+def _card(header: fits.Header, key: str) -> Any:
+    """A keyword's value; None if it is missing, blank or not legible (e.g. a bare NaN)."""
+    try:
+        value = header.get(key)
+    except fits.VerifyError:
+        return None
+    return None if isinstance(value, fits.card.Undefined) else value
