@@ -79,14 +79,14 @@ class StellarModel(nn.Module):
         Sites: `C` (N, 1), `z` (N, 1, L), `log_scale` (F,) for the F exposures of the batch whose scale is
         free, `y` (N, E, D).
         """
-        scale = self.exposure_scale(batch)
-        with pyro.plate("star", len(batch), dim=-2):
+        scale, device = self.exposure_scale(batch), batch.flux.device
+        with pyro.plate("star", len(batch), dim=-2, device=device):
             klass = pyro.sample(
                 "C", dist.Categorical(logits=self.class_logits), infer={"enumerate": "parallel"}
             )  # eq. (6)
             z = pyro.sample("z", self.prior(klass))  # eq. (5)
             s = self.generator(z)  # eq. (4)
-            with pyro.plate("exposure", batch.flux.shape[1], dim=-1):
+            with pyro.plate("exposure", batch.flux.shape[1], dim=-1, device=device):
                 pyro.sample("y", NoiseFlow(s, self.noise, scale, ~batch.mask), obs=batch.flux)  # eq. (3)
         return s
 
@@ -96,7 +96,7 @@ class StellarModel(nn.Module):
         free = batch.free_index.shape[1]
         if not free:
             return scale
-        with pyro.plate("free", free, dim=-1):
+        with pyro.plate("free", free, dim=-1, device=scale.device):
             log_scale = pyro.sample("log_scale", dist.Normal(scale.new_zeros(()), SCALE_WIDTH))
         return scale.index_put(tuple(batch.free_index), log_scale.exp())
 

@@ -145,6 +145,30 @@ class Observation:
         rows = [rebin(e.wavelength, e.flux, e.ivar, e.mask, grid) for e in self.exposures]
         return Rebinned(*(np.stack(column) for column in zip(*rows, strict=True)))
 
+    def on_grid(self, grid: WavelengthGrid) -> tuple[Rebinned, NDArray[np.float64], NDArray[np.bool_]]:
+        """Exposures on the grid in the model's unit, the flux (E,) that 1 stands for, and which scales are free.
+
+
+        Raises:
+            ObservationError: if no pixel of the grid is observed, or the observed flux is zero.
+        """
+        on_grid = self.rebin(grid)
+        coverage = (~on_grid.mask).mean(-1)
+        label = self.name or "spectrum"
+        if not coverage.any():
+            raise ObservationError(
+                f"{label}: no observed pixel between {grid.start:g} and {grid.stop:g} Angstrom"
+            )
+        unit = mean_absolute_flux(on_grid.flux, on_grid.mask)
+        if ((unit <= 0) & (coverage > 0)).any():
+            raise ObservationError(f"{label}: the observed flux is zero everywhere")
+        if self.scale is not None:
+            unit, free = np.full(len(unit), self.scale), np.zeros(len(unit), bool)
+        else:
+            unit, free = np.where(unit > 0, unit, 1.0), coverage < FULL_COVERAGE
+        scaled = Rebinned(on_grid.flux / unit[:, None], on_grid.ivar * unit[:, None] ** 2, on_grid.mask)
+        return scaled, unit, free
+
     @property
     def snr(self) -> float:
         """Median flux / sigma over the observed native pixels; NaN-free: 0 where no ivar is known."""
@@ -217,7 +241,7 @@ class ObservationBatch:
         Raises:
             ObservationError: if a star has no observed pixel on the grid, or no flux but zero.
         """
-        rows = [_normalised(star, grid) for star in observations]
+        rows = [star.on_grid(grid) for star in observations]
         if not rows:
             raise ObservationError("a batch needs at least one observation")
         depth = max(row[0].flux.shape[0] for row in rows)
@@ -317,25 +341,6 @@ def _exposure(wavelength: NDArray, flux: NDArray, ivar: NDArray | None, mask: ND
 def _rescale(exposure: Exposure, factor: float) -> Exposure:
     ivar = None if exposure.ivar is None else exposure.ivar / factor**2
     return replace(exposure, flux=exposure.flux * factor, ivar=ivar)
-
-
-def _normalised(star: Observation, grid: WavelengthGrid) -> tuple[Rebinned, NDArray, NDArray]:
-    on_grid = star.rebin(grid)
-    coverage = (~on_grid.mask).mean(-1)
-    label = star.name or "spectrum"
-    if not coverage.any():
-        raise ObservationError(
-            f"{label}: no observed pixel between {grid.start:g} and {grid.stop:g} Angstrom"
-        )
-    unit = mean_absolute_flux(on_grid.flux, on_grid.mask)
-    if ((unit <= 0) & (coverage > 0)).any():
-        raise ObservationError(f"{label}: the observed flux is zero everywhere")
-    if star.scale is not None:
-        unit, free = np.full(len(unit), star.scale), np.zeros(len(unit), bool)
-    else:
-        unit, free = np.where(unit > 0, unit, 1.0), coverage < FULL_COVERAGE
-    scaled = Rebinned(on_grid.flux / unit[:, None], on_grid.ivar * unit[:, None] ** 2, on_grid.mask)
-    return scaled, unit, free
 
 
 def _pad(array: NDArray, depth: int, value: float | bool) -> NDArray:

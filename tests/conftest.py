@@ -102,6 +102,27 @@ def make_result() -> Callable[..., Result]:
 
 
 @pytest.fixture(scope="session")
+def only_meta():
+    """A mode that refuses every operation that reads or makes a tensor outside the meta device.
+
+    The meta device stands for an accelerator: like it, it cannot branch on data, and unlike fake CUDA tensors
+    it has indexing and autograd in a torch that is built without CUDA.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class OnlyMeta(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            for leaf in tree_leaves((args, kwargs, result)):
+                assert not isinstance(leaf, torch.Tensor) or leaf.is_meta, f"{func} touches {leaf.device}"
+            return result
+
+    return OnlyMeta
+
+
+@pytest.fixture(scope="session")
 def toy_model():
     """A small model with random weights: 3 classes, L = 2, 96 pixels. What is a law holds for it too."""
     import torch
@@ -129,7 +150,7 @@ def toy_model():
 
 @pytest.fixture
 def toy_batch(toy_model):
-    """Four stars drawn from the toy model, with up to three exposures: complete, with gaps, blue or red only."""
+    """Four stars drawn from the toy model, up to three exposures: complete, with gaps, of one arm only."""
     import numpy as np
     import torch
 

@@ -115,8 +115,8 @@ class NoiseLibrary:
         return NoiseLibrary(*(getattr(self, f.name)[rows] for f in fields(self)))
 
     def split(self, side: str, *, salt: str = "") -> NoiseLibrary:
-        """The epochs of one side (train, validation, test) of `split_by_hash`."""
-        return self.select(split_by_hash(self.epoch, salt=salt) == side)
+        """The epochs of one side (train, validation, test) of `split_by_hash`; a quarter is for tests."""
+        return self.select(split_by_hash(self.epoch, test=0.25, salt=salt) == side)
 
     def __len__(self) -> int:
         return len(self.residual)

@@ -45,12 +45,12 @@ class GeneratorRecipe:
     strides: tuple[int, ...] = (4, 8)
     encoder_hidden: int = 128
     encoder_channels: tuple[int, ...] = (16, 32, 64)
-    steps: int = 40_000
+    steps: int = 24_000
     batch_size: int = 128
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     radius: float = 0.1
-    isometry_weight: float = 0.01
+    isometry_weight: float = 0.02
     balance: float = 0.6
     corrupted: float = 0.25
 

@@ -1,0 +1,176 @@
+"""The most probable latent and class, eq. (7), by Pyro's AutoDelta from several starts at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import TraceEnum_ELBO
+from pyro.infer.autoguide import AutoDelta
+from pyro.infer.autoguide.initialization import init_to_value
+from torch import Tensor
+
+from bayesspec.model import SCALE_WIDTH, StellarModel
+from bayesspec.observation import ObservationBatch
+
+from .scan import LatentScan
+
+__all__ = ["MapEstimate", "log_joint", "map_estimate"]
+
+ROWS = 256
+"""Spectra times starts in one pass: what the generator runs fastest at."""
+
+
+class MapEstimate(NamedTuple):
+    """The mode of every star's posterior."""
+
+    z: Tensor
+    """(N, L)."""
+    log_scale: Tensor
+    """(N, E); 0 where the scale is known."""
+    klass: Tensor
+    """(N,): the class of eq. (7), or the most probable one at z."""
+    log_density: Tensor
+    """(N,): log p(y, z, C), or log p(y, z) with the class summed out."""
+
+
+def log_joint(
+    model: StellarModel,
+    batch: ObservationBatch,
+    z: Tensor,
+    log_scale: Tensor,
+    classes: Literal["joint", "marginal"] = "joint",
+) -> tuple[Tensor, Tensor]:
+    """The logarithm of eq. (7)'s numerator for every star, (N,), and the class it is for, (N,).
+
+    Arguments:
+        model: The model.
+        batch: N stars.
+        z: Latents, (N, L).
+        log_scale: Log scales, (N, E), 0 where known.
+        classes: `joint`: log p(y, z, C) of the best C. `marginal`: log p(y, z), C summed out.
+    """
+    by_class = model.log_joint_classes(z)
+    best, klass = by_class.max(-1)
+    prior = best if classes == "joint" else by_class.logsumexp(-1)
+    scale_prior = torch.distributions.Normal(torch.zeros_like(log_scale), SCALE_WIDTH).log_prob(log_scale)
+    scale_prior = torch.where(batch.free_scale, scale_prior, 0.0).sum(-1)
+    return prior + scale_prior + model.log_likelihood(batch, z, log_scale), klass
+
+
+def map_estimate(
+    model: StellarModel,
+    batch: ObservationBatch,
+    *,
+    classes: Literal["joint", "marginal"] = "joint",
+    starts: int = 4,
+    steps: int = 250,
+    learning_rate: float = 0.05,
+    scan: LatentScan | None = None,
+) -> MapEstimate:
+    r"""Maximise :math:`\log p(y | z) + \log p(z | C) + \log p(C)`, eq. (7), for a batch of stars.
+
+    Every star is followed from the best training latents of several classes. With `joint` each start keeps
+    its class until the end, where the class that fits its latent best takes over and is followed in turn,
+    until none does better. With `marginal` the class is enumerated and summed out.
+
+    The caller's parameter store and random state are left as they were.
+
+    References:
+        | Kang, He & Zhang 2021, RAA 21, 169, eq. (7), whose last term is log p(C)
+
+    Arguments:
+        model: The model.
+        batch: N stars.
+        classes: Maximise over C, or sum over it.
+        starts: Starts for each star, at most the number of classes.
+        steps: Adam updates.
+        learning_rate: The largest, in units of per-pixel rms; falls to a hundredth of it.
+        scan: `LatentScan(model)`, where it is at hand already.
+    """
+    scan = LatentScan(model) if scan is None else scan
+    per = max(1, ROWS // starts)
+    chunks = [range(first, min(first + per, len(batch))) for first in range(0, len(batch), per)]
+    parts = [
+        _map_rows(model, batch.select(chunk), scan, classes, starts, steps, learning_rate) for chunk in chunks
+    ]
+    return MapEstimate(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _map_rows(
+    model: StellarModel,
+    batch: ObservationBatch,
+    scan: LatentScan,
+    classes: Literal["joint", "marginal"],
+    starts: int,
+    steps: int,
+    learning_rate: float,
+) -> MapEstimate:
+    n = len(batch)
+    begin = scan.starts(batch, starts)
+    rows = batch.select([star for star in range(n) for _ in range(starts)])
+    z, log_scale, klass = (part.reshape(n * starts, *part.shape[2:]) for part in begin)
+    found = _follow(model, rows, z, log_scale, klass, classes, steps, learning_rate)
+    best = found.log_density.reshape(n, starts).argmax(-1) + starts * torch.arange(n, device=z.device)
+    found = MapEstimate(*(part[best] for part in found))
+
+    # The class that fits a latent best may not be the one it was followed in: then follow that one.
+    for _ in range(len(model.classes) if classes == "joint" else 0):
+        again = _follow(
+            model, batch, found.z, found.log_scale, found.klass, classes, steps // 2, learning_rate / 4
+        )
+        better = again.log_density > found.log_density + 1e-3
+        found = MapEstimate(*(_where(better, a, b) for a, b in zip(again, found, strict=True)))
+        if not bool((better & (again.klass != found.klass)).any()):
+            break
+    return found
+
+
+def _follow(
+    model: StellarModel,
+    rows: ObservationBatch,
+    z: Tensor,
+    log_scale: Tensor,
+    klass: Tensor,
+    classes: Literal["joint", "marginal"],
+    steps: int,
+    learning_rate: float,
+) -> MapEstimate:
+    """Follow every row uphill from where it is, with its class fixed or summed out."""
+    free = tuple(rows.free_index)
+    log_scale = torch.where(rows.free_scale, log_scale, 0.0)
+    program = poutine.condition(model, {"C": klass[:, None]}) if classes == "joint" else model
+    start = {"z": z[:, None].clone(), "log_scale": log_scale[free].clone()}
+    with _isolated():
+        guide = AutoDelta(poutine.block(program, hide=["C"]), init_loc_fn=init_to_value(values=start))
+        elbo = TraceEnum_ELBO(max_plate_nesting=2)
+        elbo.differentiable_loss(program, guide, rows)  # makes the guide's parameters
+        optimiser = torch.optim.Adam(guide.parameters(), lr=learning_rate, betas=(0.9, 0.99))
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, gamma=0.01 ** (1 / max(1, steps)))
+        for _ in range(steps):
+            optimiser.zero_grad()
+            elbo.differentiable_loss(program, guide, rows).backward()
+            optimiser.step()
+            schedule.step()
+        median = guide.median(rows)
+
+    with torch.no_grad():
+        end = median["z"][:, 0]
+        scale = log_scale.index_put(free, median["log_scale"]) if "log_scale" in median else log_scale
+        density, best = log_joint(model, rows, end, scale, classes)
+    return MapEstimate(end, scale, best, density)
+
+
+@contextmanager
+def _isolated() -> Iterator[None]:
+    """Leave no trace in the caller's parameter store, nor in torch's random state."""
+    with pyro.get_param_store().scope(), torch.random.fork_rng(devices=[]):
+        yield
+
+
+def _where(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    return torch.where(condition.reshape(-1, *[1] * (yes.dim() - 1)), yes, no)

@@ -1,0 +1,90 @@
+"""Where to start: every training latent tried on every spectrum, by matrix products."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bayesspec.model import SCALE_WIDTH, StellarModel
+from bayesspec.observation import ObservationBatch
+
+__all__ = ["LatentScan", "Starts"]
+
+
+class Starts(NamedTuple):
+    """S starts for each of N spectra, the likeliest first."""
+
+    z: Tensor
+    """(N, S, L)."""
+    log_scale: Tensor
+    """(N, S, E)."""
+    klass: Tensor
+    """(N, S)."""
+
+
+class LatentScan:
+    """The decoded training latents of a model, ready to be compared with observations.
+
+    Arguments:
+        model: Its class prior's centres are the training latents.
+
+    Example:
+        >>> import numpy as np
+        >>> from bayesspec import Observation, load_model
+        >>> model = load_model("kang2021")
+        >>> star = Observation(model.grid.wavelength, np.ones(2048))
+        >>> batch = ObservationBatch.from_observations([star], model.grid)
+        >>> LatentScan(model).starts(batch, 4).z.shape
+        torch.Size([1, 4, 3])
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: StellarModel) -> None:
+        prior = model.prior
+        filled = prior.log_weights > -torch.inf
+        self.model = model
+        self.z = prior.centres[filled]
+        self.klass = filled.nonzero()[:, 0]
+        self.templates = torch.cat([model.generator(z) for z in self.z.split(512)])
+
+    @torch.no_grad()
+    def starts(self, batch: ObservationBatch, count: int) -> Starts:
+        """The best latent of each of the `count` most promising classes, with the scales that fit it.
+
+        Arguments:
+            batch: N stars.
+            count: S, up to the number of classes: starts are spread over the modes, not gathered in one.
+        """
+        score, log_scale = self._fit(batch)
+        n, classes = len(batch), len(self.model.classes)
+        best = score.new_full((n, classes), -torch.inf).scatter_reduce(
+            1, self.klass.expand(n, -1), score, reduce="amax"
+        )
+        klass = best.topk(count, dim=-1).indices
+        own = torch.where(self.klass == klass[..., None], score[:, None], -torch.inf)
+        row = own.argmax(-1)
+        return Starts(
+            self.z[row], log_scale.transpose(1, 2)[torch.arange(n, device=row.device)[:, None], row], klass
+        )
+
+    def _fit(self, batch: ObservationBatch) -> tuple[Tensor, Tensor]:
+        """Approximate log posterior of every latent, (N, M), and its log scales, (N, E, M)."""
+        observed = (~batch.mask).to(batch.flux.dtype)
+        count = observed.sum(-1, keepdim=True)
+        power = observed @ self.templates.square().T
+        cross = batch.flux @ self.templates.T
+        square = batch.flux.square().sum(-1, keepdim=True)
+
+        # The scale that fits best where it is free: from sums of squares, as y = a (s + noise).
+        free = batch.free_scale[..., None]
+        scale = torch.where(free & (cross > 0), cross / power.clamp_min(1e-12), 1.0)
+        misfit = square / scale.square() - 2 * cross / scale + power
+        log_scale = scale.log()
+        penalty = torch.where(free, 0.5 * (log_scale / SCALE_WIDTH).square(), 0.0) + count * log_scale
+
+        # White noise of the variance that fits best: a start must not depend on knowing the noise.
+        pixels = count.sum(1)
+        variance = (misfit * (count > 0)).sum(1).clamp_min(1e-12) / pixels
+        return -0.5 * pixels * variance.log() - penalty.sum(1), log_scale
