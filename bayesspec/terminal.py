@@ -75,14 +75,14 @@ def print_card(card: dict[str, Any], path: object) -> None:
         {
             "model": card["name"],
             "bundle": path,
-            "made by": f"bayesspec {card.get('bayesspec', '?')}, {provenance.get('date', 'date unknown')}",
+            "made by": f"bayesspec {card['bayesspec']}, {provenance.get('date', 'date unknown')}",
             "grid": f"{grid['size']} pixels, {grid['start']:g}-{grid['stop']:g} Angstrom, "
             + ("log-uniform" if grid["log"] else "uniform"),
             "latents": latent,
             "noise": f"flow over the {kernel} pixels before",
-            "seed": recipe.get("seed", "?"),
-            "trained on": ", ".join(provenance.get("tables", ["?"])),
-            "noise of": f"{provenance.get('training_exposures', '?')} exposures",
+            "seed": recipe.get("seed", "unknown"),
+            "trained on": ", ".join(provenance.get("tables", ["unknown"])),
+            "noise of": f"{provenance.get('training_exposures', 'unknown')} exposures",
             "sha256": card["sha256"],
         }.items(),
     )

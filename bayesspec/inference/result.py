@@ -71,7 +71,8 @@ class Result:
         model_flux: Clean spectra, (N, D), in units of their mean |flux|.
         unit_flux: The flux that 1 stands for, (N,), in the star's unit.
         z: Latents, (N, L).
-        class_probabilities: p(C | y), (N, K); rows sum to 1.
+        class_probabilities: (N, K), rows sum to 1: p(C | y), the mean of p(C | z) over the posterior of z;
+            for `map`, whose posterior is a point, p(C | z) there.
         best_class: Index of the most probable class, (N,); for `map` that of the joint maximum, eq. (7).
         log_density: log p(y, z, C) at the latents and best class, (N,).
         scale: Scale of each exposure relative to its own mean |flux|, (N, E); 1 where it is known.
@@ -180,18 +181,9 @@ class Result:
     def table(self) -> Table:
         """One row per star.
 
-        | column | meaning |
-        |---|---|
-        | name | of the star |
-        | class, probability | best class, and p(class given y) |
-        | scale, unit | mean abs(flux) of the star over the grid, and its unit |
-        | exposures | how many have an observed pixel |
-        | chi2 | mean square of the whitened noise; 1 where the noise is the model's |
-        | outlier_score | probability of rarer latents in the class; small = outlier |
-        | observed_fraction | share of the grid that was observed |
-        | used_fraction | share of the likelihood's terms that were used |
-        | log_density | log p(y, z, C) |
-        | warnings | what to look at |
+        Columns: name; class and probability, of the best class; scale and unit, mean |flux| of the clean
+        spectrum over the grid; exposures, how many have an observed pixel; chi2, outlier_score,
+        observed_fraction, used_fraction, log_density, see `Result`; warnings, what to look at.
         """
         rows = np.arange(len(self))
         return Table(
