@@ -146,6 +146,7 @@ def demo(
     from .demo import run_demo
     from .terminal import print_classes, print_table
 
+    _say("making three noisy exposures of a real star, and denoising them")
     outcome = run_demo(out, _load(model, "cpu"), seed=seed, overwrite=overwrite)
     star = outcome.result
     print_classes(star.classes, star.class_probabilities[0])

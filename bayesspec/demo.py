@@ -100,13 +100,13 @@ def run_demo(
 
 
 def example_star() -> Observation:
-    """The K dwarf that ships with the package, see `examples/README.md`.
+    """The M dwarf that ships with the package, see `examples/README.md`.
 
     Example:
         >>> example_star()
-        <Observation 'MaStarHC 48': 1 exposure, 3900-9099 Angstrom, 100% observed, noise unknown>
+        <Observation 'MaStarHC 22': 1 exposure, 3900-9099 Angstrom, 100% observed, noise unknown>
     """
-    path = resources.files("bayesspec") / "examples" / "mastar-k-star.fits"
+    path = resources.files("bayesspec") / "examples" / "mastar-m-star.fits"
     with path.open("rb") as file, fits.open(file) as hdus:
         header, flux = hdus[0].header, hdus[0].data.astype(float)
     wavelength = 10 ** (header["CRVAL1"] + header["CDELT1"] * np.arange(len(flux)))
@@ -160,7 +160,7 @@ def to_sdss(
     hdus = [
         fits.PrimaryHDU(header=fits.Header([("OBJECT", "bayesspec demonstration"), ("NEXP", 2 * len(flux))])),
         _table("COADD", {"flux": mean, "loglam": loglam, "ivar": total, **masks}),
-        _table("SPALL", {"CLASS": np.array(["STAR"]), "SUBCLASS": np.array(["K"])}),
+        _table("SPALL", {"CLASS": np.array(["STAR"]), "SUBCLASS": np.array(["M"])}),
         _table("SPZLINE", {"LINENAME": np.array(["H_alpha"]), "LINEWAVE": np.array([6564.61])}),
     ]
     arms = {"B1": wavelength <= OVERLAP[1], "R1": wavelength >= OVERLAP[0]}

@@ -147,7 +147,7 @@ def _plot_classes(ax: Axes, star: Result) -> None:
     ax.set_xticks([])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    ax.set_title("p(class | spectrum)", fontsize=9.5, loc="left", pad=8)
+    ax.set_title("class probability", fontsize=9.5, loc="left", pad=8)
 
 
 def _title(figure: Figure, star: Result) -> None:

@@ -33,7 +33,6 @@ napoleon_use_rtype = False
 
 html_theme = "furo"
 html_title = "bayesspec"
-html_static_path = ["_static"]
 
 
 def _escape_absolute_values(app, what, name, obj, options, lines):

@@ -182,9 +182,9 @@ def _cards(star: Result) -> list[tuple[str, Any, str]]:
         ("MODELVER", _ascii(star.model_version), "version of the bundle"),
         ("METHOD", star.method, "inference"),
         ("CLASS", str(row["class"]), "best class"),
-        ("CLASSP", float(row["probability"]), "p(CLASS | spectrum)"),
+        ("CLASSP", float(row["probability"]), "probability of CLASS"),
         *(
-            (f"P_{name.upper()}"[:8], float(p), f"p({name} | spectrum)")
+            (f"P_{name.upper()}"[:8], float(p), f"probability of {name}")
             for name, p in zip(star.classes, star.class_probabilities[0], strict=True)
         ),
         *((f"Z{k}", float(z), "latent") for k, z in enumerate(star.z[0], start=1)),
