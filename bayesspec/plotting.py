@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -96,7 +97,10 @@ def plot_spectra(ax: Axes, star: Result, truth: ArrayLike | None = None) -> None
     _mark_clipped(ax, wavelength, flux, low, high)
     ax.set_xlim(star.grid.edges[0], star.grid.edges[-1])
     ax.set_xlabel("Wavelength (vacuum) [Å]")
-    ax.set_ylabel(_flux_label(star.units[0]))
+    power = math.floor(math.log10(max(abs(low), abs(high))))
+    power = 0 if -2 <= power <= 5 else power
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value / 10**power:g}")
+    ax.set_ylabel(_flux_label(star.units[0], power))
     ax.legend(loc="best", ncols=3, handlelength=1.4, columnspacing=1.4, fontsize=9)
 
 
@@ -188,10 +192,11 @@ def _mark_clipped(ax: Axes, wavelength: NDArray, values: NDArray, low: float, hi
         )
 
 
-def _flux_label(unit: u.UnitBase) -> str:
-    if unit == u.dimensionless_unscaled:
-        return "Flux"
-    return f"Flux [{unit.to_string('latex_inline')}]".replace(r"1 \times 10", "10")
+def _flux_label(unit: u.UnitBase, power: int) -> str:
+    parts = [f"$10^{{{power}}}$"] * bool(power)
+    if unit != u.dimensionless_unscaled:
+        parts.append(unit.to_string("latex_inline").replace(r"1 \times 10", "10"))
+    return f"Flux [{' '.join(parts)}]" if parts else "Flux"
 
 
 def _shorten(name: str, length: int = 70) -> str:
