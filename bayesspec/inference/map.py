@@ -68,7 +68,7 @@ def map_estimate(
     *,
     classes: Literal["joint", "marginal"] = "joint",
     starts: int = 4,
-    steps: int = 250,
+    steps: int = 150,
     learning_rate: float = 0.05,
     scan: LatentScan | None = None,
 ) -> MapEstimate:
@@ -87,12 +87,13 @@ def map_estimate(
         model: The model.
         batch: N stars.
         classes: Maximise over C, or sum over it.
-        starts: Starts for each star, at most the number of classes.
+        starts: Starts for each star, cut to the number of classes.
         steps: Adam updates.
         learning_rate: The largest, in units of per-pixel rms; falls to a hundredth of it.
         scan: `LatentScan(model)`, where it is at hand already.
     """
     scan = LatentScan(model) if scan is None else scan
+    starts = min(starts, len(model.classes))
     per = max(1, ROWS // starts)
     chunks = [range(first, min(first + per, len(batch))) for first in range(0, len(batch), per)]
     parts = [

@@ -51,18 +51,18 @@ class LatentScan:
 
     @torch.no_grad()
     def starts(self, batch: ObservationBatch, count: int) -> Starts:
-        """The best latent of each of the `count` most promising classes, with the scales that fit it.
+        """The best latent of each of the most promising classes, with the scales that fit it.
 
         Arguments:
             batch: N stars.
-            count: S, up to the number of classes: starts are spread over the modes, not gathered in one.
+            count: S, cut to the number of classes: starts are spread over the modes, not gathered in one.
         """
         score, log_scale = self._fit(batch)
         n, classes = len(batch), len(self.model.classes)
         best = score.new_full((n, classes), -torch.inf).scatter_reduce(
             1, self.klass.expand(n, -1), score, reduce="amax"
         )
-        klass = best.topk(count, dim=-1).indices
+        klass = best.topk(min(count, classes), dim=-1).indices
         own = torch.where(self.klass == klass[..., None], score[:, None], -torch.inf)
         row = own.argmax(-1)
         return Starts(
@@ -73,9 +73,10 @@ class LatentScan:
         """Approximate log posterior of every latent, (N, M), and its log scales, (N, E, M)."""
         observed = (~batch.mask).to(batch.flux.dtype)
         count = observed.sum(-1, keepdim=True)
+        flux = torch.where(batch.mask, 0.0, batch.flux)
         power = observed @ self.templates.square().T
-        cross = batch.flux @ self.templates.T
-        square = batch.flux.square().sum(-1, keepdim=True)
+        cross = flux @ self.templates.T
+        square = flux.square().sum(-1, keepdim=True)
 
         # The scale that fits best where it is free: from sums of squares, as y = a (s + noise).
         free = batch.free_scale[..., None]
