@@ -146,7 +146,7 @@ class Observation:
         return Rebinned(*(np.stack(column) for column in zip(*rows, strict=True)))
 
     def on_grid(self, grid: WavelengthGrid) -> tuple[Rebinned, NDArray[np.float64], NDArray[np.bool_]]:
-        """Exposures on the grid in the model's unit, the flux (E,) that 1 stands for, and which scales are free.
+        """Exposures on the grid in the model's unit, the flux (E,) of that unit, and which scales are free (E,).
 
 
         Raises:

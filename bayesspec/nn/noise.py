@@ -36,6 +36,8 @@ class NoiseNetwork(nn.Module):
         kernel: The number K of preceding pixels that a pixel depends on.
         channels: The number C of channels of the convolution.
         hidden: The number C' of hidden units of each pixel after it.
+        reach: Preceding noise is read as reach * tanh(eps / reach). Without it (None) a width that grows with
+            the noise before it feeds on itself, and draws of the flow run away.
         initial_scale: The standard deviation to start from; also the scale of the input that the initial
             weights of the convolution expect.
 
@@ -48,7 +50,15 @@ class NoiseNetwork(nn.Module):
         True
     """
 
-    def __init__(self, kernel: int = 5, channels: int = 32, hidden: int = 16, *, initial_scale: float = 0.1):
+    def __init__(
+        self,
+        kernel: int = 5,
+        channels: int = 32,
+        hidden: int = 16,
+        *,
+        reach: float | None = None,
+        initial_scale: float = 0.1,
+    ):
         super().__init__()
 
         if min(kernel, channels, hidden) < 1:
@@ -58,8 +68,8 @@ class NoiseNetwork(nn.Module):
         if not math.exp(-ALPHA_MAX) < initial_scale < math.exp(ALPHA_MAX):
             raise ValueError(f"initial_scale must be within exp(+-{ALPHA_MAX:g}), not {initial_scale}")
 
-        self.config = {"kernel": kernel, "channels": channels, "hidden": hidden}
-        self.kernel = kernel
+        self.config = {"kernel": kernel, "channels": channels, "hidden": hidden, "reach": reach}
+        self.kernel, self.reach = kernel, reach
         self.first_mean = nn.Parameter(torch.zeros(kernel))
         self.first_alpha = nn.Parameter(torch.full((kernel,), math.log(initial_scale)))
 
@@ -90,7 +100,7 @@ class NoiseNetwork(nn.Module):
         for part in rows.split(block):
             # Spectra end to end, windows ending one pixel early: no pixel sees itself. Windows that straddle
             # two spectra belong to first pixels, replaced below.
-            padded, size = F.pad(part.reshape(-1), (k, 0)), part.numel()
+            padded, size = F.pad(self._bounded(part.reshape(-1)), (k, 0)), part.numel()
             mean, alpha = self._condition(torch.stack([padded[i : i + size] for i in range(k)]))
             means.append(mean)
             alphas.append(alpha)
@@ -107,8 +117,11 @@ class NoiseNetwork(nn.Module):
         Returns:
             The mean and the log-width, each of shape (...).
         """
-        mean, alpha = self._condition(window.reshape(-1, self.kernel).t())
+        mean, alpha = self._condition(self._bounded(window).reshape(-1, self.kernel).t())
         return mean.reshape(window.shape[:-1]), alpha.reshape(window.shape[:-1])
+
+    def _bounded(self, eps: Tensor) -> Tensor:
+        return eps if self.reach is None else self.reach * torch.tanh(eps / self.reach)
 
     def _condition(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         # (K, P) -> two (P,). Channels first: every product writes whole rows of pixels.

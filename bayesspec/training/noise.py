@@ -26,6 +26,7 @@ class NoiseRecipe:
         kernel: K.
         channels: C.
         hidden: C'.
+        reach: Of the conditioner's input, in standard deviations of the noise: keeps draws from running away.
         steps: Updates.
         batch_size: Exposures per update.
         learning_rate: The largest.
@@ -35,6 +36,7 @@ class NoiseRecipe:
     kernel: int = 5
     channels: int = 32
     hidden: int = 16
+    reach: float = 4.0
     steps: int = 4_000
     batch_size: int = 32
     learning_rate: float = 3e-3
@@ -60,7 +62,13 @@ def train_noise(
     """
     spread = float(np.std(noise.residual[~noise.mask]))
     with seeded(seed):
-        network = NoiseNetwork(recipe.kernel, recipe.channels, recipe.hidden, initial_scale=spread)
+        network = NoiseNetwork(
+            recipe.kernel,
+            recipe.channels,
+            recipe.hidden,
+            reach=recipe.reach * spread,
+            initial_scale=spread,
+        )
     residual, observed = torch.as_tensor(noise.residual), ~torch.as_tensor(noise.mask)
     clean = torch.zeros(residual.shape[1])
 

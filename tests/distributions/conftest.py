@@ -24,7 +24,7 @@ def network() -> Callable[..., NoiseNetwork]:
 
     def build(kernel: int = 5, dtype: torch.dtype = torch.float64) -> NoiseNetwork:
         generator = torch.Generator().manual_seed(kernel)
-        noise = NoiseNetwork(kernel, channels=12, hidden=8, initial_scale=0.5).to(dtype)
+        noise = NoiseNetwork(kernel, channels=12, hidden=8, reach=2.0, initial_scale=0.5).to(dtype)
         with torch.no_grad():
             for name, parameter in noise.named_parameters():
                 size = 0.05 if name.startswith("convolution") else 0.3

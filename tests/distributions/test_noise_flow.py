@@ -222,3 +222,21 @@ def test_arguments_are_validated(network: Callable) -> None:
     with pytest.raises(ValueError, match=r"1 observed pixels, the first at \(1, 7\)"):
         NoiseFlow(loc, noise, observed=seen, validate_args=True).log_prob(y)
     assert NoiseFlow(loc, noise, observed=~y.isnan(), validate_args=True).log_prob(y).isfinite().all()
+
+
+def test_draws_do_not_run_away() -> None:
+    """A width that grows fast with the noise before it feeds on itself, unless `reach` bounds it."""
+    largest = {}
+    for reach in (None, 0.4):
+        network = NoiseNetwork(kernel=2, channels=4, hidden=2, reach=reach, initial_scale=0.1)
+        with torch.no_grad():
+            # alpha = log(0.1) + 8 |eps_{d-1}|
+            for parameter in (*network.convolution.parameters(), *network.pixelwise.parameters()):
+                parameter.zero_()
+            network.convolution.weight[0, 1], network.convolution.weight[1, 1] = 1.0, -1.0
+            network.pixelwise.weight[0, :2] = 1.0
+            network.heads.weight[1, 0] = 8.0
+        torch.manual_seed(0)
+        largest[reach] = NoiseFlow(torch.zeros(50, 500), network).sample().abs().max()
+    assert largest[None] > 100
+    assert largest[0.4] < 20

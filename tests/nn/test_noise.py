@@ -15,7 +15,7 @@ def network() -> NoiseNetwork:
     """A network in float64 that uses every parameter."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = NoiseNetwork(kernel=5, channels=12, hidden=8, initial_scale=0.5).double()
+        network = NoiseNetwork(kernel=5, channels=12, hidden=8, reach=2.0, initial_scale=0.5).double()
         torch.nn.init.normal_(network.heads.weight, std=0.3)
         yield network
 

@@ -1,0 +1,70 @@
+"""What the sampling engines hand on: draws of the latents, their weights, and how far they can be trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Draws"]
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Posterior draws of N stars, the class summed out.
+
+    Arguments:
+        z: Latents, (N, chains, draws, L).
+        log_scale: Log scale of every exposure, (N, chains, draws, E); 0 where the scale is known.
+        log_weight: Normalised log weights, (N, chains, draws), for importance sampling; None where draws are
+            equally probable.
+        log_density: log p(y, z) at every draw, (N, chains, draws).
+        log_evidence: log p(y), (N,); None where the engine does not give it.
+        diagnostics: One number a star, each (N,): `pareto_k`, `r_hat`, `ess_bulk`, `ess_tail`, `divergences`.
+        sample_stats: One number a draw, each (N, chains, draws): `energy`, `step_size`, `tree_depth`,
+            `diverging`, `acceptance_rate`, under ArviZ's names.
+    """
+
+    z: NDArray[np.float32]
+    log_scale: NDArray[np.float32]
+    log_weight: NDArray[np.float64] | None
+    log_density: NDArray[np.float64]
+    log_evidence: NDArray[np.float64] | None = None
+    diagnostics: dict[str, NDArray] = field(default_factory=dict)
+    sample_stats: dict[str, NDArray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def select(self, rows: NDArray | slice) -> Draws:
+        """The stars at these positions."""
+        return replace(
+            self,
+            z=self.z[rows],
+            log_scale=self.log_scale[rows],
+            log_weight=None if self.log_weight is None else self.log_weight[rows],
+            log_density=self.log_density[rows],
+            log_evidence=None if self.log_evidence is None else self.log_evidence[rows],
+            diagnostics={name: value[rows] for name, value in self.diagnostics.items()},
+            sample_stats={name: value[rows] for name, value in self.sample_stats.items()},
+        )
+
+    def resample(self, count: int, *, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """`count` equally probable draws of each star: latents (N, count, L) and log scales (N, count, E).
+
+        Systematic resampling, which adds the least noise; chains are pooled.
+        """
+        rng = np.random.default_rng(seed)
+        n, chains, draws = self.log_density.shape
+        z = self.z.reshape(n, chains * draws, -1)
+        log_scale = self.log_scale.reshape(n, chains * draws, -1)
+        if self.log_weight is None:
+            weight = np.full((n, chains * draws), 1.0 / (chains * draws))
+        else:
+            weight = np.exp(self.log_weight.reshape(n, -1))
+        edges = np.cumsum(weight, axis=-1)
+        points = (np.arange(count) + rng.random((n, 1))) / count
+        rows = np.stack([np.searchsorted(e / e[-1], p) for e, p in zip(edges, points, strict=True)])
+        star = np.arange(n)[:, None]
+        return z[star, rows], log_scale[star, rows]

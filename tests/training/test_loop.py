@@ -1,0 +1,100 @@
+"""Laws of the training loop: deterministic, and a stopped run that is resumed is the run that was not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from bayesspec.training import loop
+
+
+class Stop(Exception):
+    """A kill, at a step of the test's choosing."""
+
+
+def network():
+    with loop.seeded(3):
+        return nn.Linear(4, 1)
+
+
+def regression(net, stop_at=None):
+    """Noisy linear regression; raises at a given call."""
+    calls = 0
+
+    def loss(rng):
+        nonlocal calls
+        calls += 1
+        if calls == stop_at:
+            raise Stop
+        x = torch.randn(16, 4, generator=rng)
+        y = x @ torch.tensor([1.0, -2.0, 0.5, 3.0]) + 0.1 * torch.randn(16, generator=rng)
+        return (net(x)[:, 0] - y).square().mean()
+
+    return loss
+
+
+def test_same_seed_same_weights():
+    """Seeds decide everything; torch's own random state is not used and not changed."""
+    state = torch.random.get_rng_state()
+    nets = [network() for _ in range(3)]
+    for net, seed in zip(nets, (1, 1, 2), strict=True):
+        loop.minimise(net, regression(net), steps=30, learning_rate=0.05, seed=seed)
+    assert torch.equal(nets[0].weight, nets[1].weight)
+    assert not torch.equal(nets[0].weight, nets[2].weight)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_minimises():
+    """The weights of the regression are found."""
+    net = network()
+    start = float(regression(net)(torch.Generator().manual_seed(0)).detach())
+    end = loop.minimise(net, regression(net), steps=400, learning_rate=0.1, seed=0)
+    torch.testing.assert_close(net.weight[0], torch.tensor([1.0, -2.0, 0.5, 3.0]), atol=0.05, rtol=0)
+    assert end < 0.1 * start
+
+
+def test_resumed_run_equals_one_that_was_never_stopped(tmp_path, monkeypatch):
+    """Killed at any step and resumed from its checkpoint: the same weights to the last bit."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    straight = network()
+    loop.minimise(straight, regression(straight), steps=40, learning_rate=0.05, seed=1)
+
+    file = tmp_path / "deep" / "net.safetensors"
+    for stop_at in (7, 13):
+        killed = network()
+        with pytest.raises(Stop):
+            loop.minimise(
+                killed, regression(killed, stop_at), steps=40, learning_rate=0.05, seed=1, checkpoint=file
+            )
+    resumed = network()
+    end = loop.minimise(resumed, regression(resumed), steps=40, learning_rate=0.05, seed=1, checkpoint=file)
+    assert torch.equal(straight.weight, resumed.weight)
+
+    # A finished run is not run again.
+    again = network()
+    assert (
+        loop.minimise(again, regression(again, 1), steps=40, learning_rate=0.05, seed=1, checkpoint=file)
+        == end
+    )
+    assert torch.equal(straight.weight, again.weight)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    """NaN is an error that says where, not a network of NaN."""
+    net = network()
+    with pytest.raises(FloatingPointError, match="noise: the loss is nan at step 0"):
+        loop.minimise(
+            net, lambda rng: net.weight.sum() * torch.nan, steps=5, learning_rate=0.1, seed=0, label="noise"
+        )
+
+
+def test_progress_is_on_stderr(capsys):
+    """Bars leave stdout to results."""
+    net = network()
+    loop.minimise(
+        net, regression(net), steps=5, learning_rate=0.1, seed=0, progress=True, label="toy network"
+    )
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "toy network" in err
