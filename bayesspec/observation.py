@@ -146,8 +146,7 @@ class Observation:
         return Rebinned(*(np.stack(column) for column in zip(*rows, strict=True)))
 
     def on_grid(self, grid: WavelengthGrid) -> tuple[Rebinned, NDArray[np.float64], NDArray[np.bool_]]:
-        """Exposures on the grid in the model's unit, the flux (E,) of that unit, and which scales are free (E,).
-
+        """Exposures on the grid in model units, the flux that 1 stands for, (E,), and free scales, (E,).
 
         Raises:
             ObservationError: if no pixel of the grid is observed, or the observed flux is zero.
