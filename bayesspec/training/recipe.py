@@ -130,8 +130,6 @@ def train(
     if (out / "model.json").exists():
         raise BayesspecError(f"{out}: there is a finished bundle already")
     checkpoints = _checkpoints(out, recipe, resume)
-    started = time.time()
-
     stars = StarLibrary.read(library, recipe.grid).clean(recipe.min_snr)
     exposures = NoiseLibrary.from_files(noise, recipe.grid)
     train_stars, train_exposures = stars.split("train"), exposures.split("train")
@@ -167,7 +165,6 @@ def train(
             "bandwidths": dict(zip(CLASSES, prior.bandwidth.tolist(), strict=True)),
             "torch": torch.__version__,
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
-            "seconds": round(time.time() - started),
         },
         "metrics": {
             "generator": generator_metrics(encoder, generator, stars.clean(60.0).split("test")),
