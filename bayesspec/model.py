@@ -101,8 +101,8 @@ class StellarModel(nn.Module):
         return scale.index_put(tuple(batch.free_index), log_scale.exp())
 
     def log_likelihood(self, batch: ObservationBatch, z: Tensor, log_scale: Tensor) -> Tensor:
-        """log p(y | z) of every star, (N,), given latents (N, L) and log scales (N, E), eq. (16)."""
-        flow = NoiseFlow(self.generator(z)[:, None], self.noise, log_scale.exp(), ~batch.mask)
+        """log p(y | z) of N stars, (..., N), given latents (..., N, L) and log scales (..., N, E), eq. (16)."""
+        flow = NoiseFlow(self.generator(z)[..., None, :], self.noise, log_scale.exp(), ~batch.mask)
         return flow.log_prob(batch.flux).sum(-1)
 
     def log_joint_classes(self, z: Tensor) -> Tensor:

@@ -45,13 +45,13 @@ def log_joint(
     log_scale: Tensor,
     classes: Literal["joint", "marginal"] = "joint",
 ) -> tuple[Tensor, Tensor]:
-    """The logarithm of eq. (7)'s numerator for every star, (N,), and the class it is for, (N,).
+    """The logarithm of eq. (7)'s numerator for every star, (..., N), and the class it is for, (..., N).
 
     Arguments:
         model: The model.
         batch: N stars.
-        z: Latents, (N, L).
-        log_scale: Log scales, (N, E), 0 where known.
+        z: Latents, (..., N, L): any number of points for every star.
+        log_scale: Log scales, (..., N, E), 0 where known.
         classes: `joint`: log p(y, z, C) of the best C. `marginal`: log p(y, z), C summed out.
     """
     by_class = model.log_joint_classes(z)
