@@ -89,11 +89,11 @@ def print_card(card: dict[str, Any], path: object) -> None:
     generator, noise = metrics.get("generator", {}), metrics.get("noise", {})
     spectra, tested, loss = (
         provenance.get("training_spectra", {}),
-        generator.get("stars", {}),
-        generator.get("median_loss", {}),
+        generator.get("spectra", {}).get("real", {}),
+        generator.get("median_loss", {}).get("real", {}),
     )
     print_table(
-        ["class", "observed", "stacks", "models", "test stars", "median loss"],
+        ["class", "observed", "stacks", "models", "real test spectra", "median loss"],
         [
             [
                 name,

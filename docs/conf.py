@@ -57,10 +57,10 @@ def _cards(app):
 def _card_page(card: dict) -> str:
     provenance, metrics = card["provenance"], card["metrics"]
     generator, noise = metrics["generator"], metrics["noise"]
-    spectra, loss, stars = (
+    spectra, loss, tested = (
         provenance.get("training_spectra", {}),
         generator["median_loss"],
-        generator["stars"],
+        generator["spectra"],
     )
     lines = [
         f"## {card['name']}",
@@ -70,13 +70,15 @@ def _card_page(card: dict) -> str:
         "Training spectra by class, and the median of the generator's own loss, the mean of "
         "$(y - G(E(y)))^2$ over pixels at mean |flux| = 1, on stars that no step of the training has seen:",
         "",
-        "| class | observed | stacks | models | test stars | median loss |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| class | observed | stacks | models | real test spectra | median loss | models too | median loss |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name in card["classes"]:
         counts = [str(spectra.get(name, {}).get(kind, 0)) for kind in ("observed", "stack", "model")]
-        value = f"{loss[name]:.1e}" if name in loss else "-"
-        lines.append(f"| {name} | {' | '.join(counts)} | {stars[name]} | {value} |")
+        for kind in ("real", "all"):
+            value = f"{loss[kind][name]:.1e}" if name in loss[kind] else "-"
+            counts += [str(tested[kind].get(name, 0)), value]
+        lines.append(f"| {name} | {' | '.join(counts)} |")
     quantiles = (f"{value:.2f} at {quantile}" for quantile, value in generator["singular_values"].items())
     lines += [
         "",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,11 @@ __all__ = ["CLASSES", "StarLibrary"]
 CLASSES = ("O", "B", "A", "F", "G", "K", "M", "CV", "Carbon", "WD")
 """The ten classes of the paper, eq. (6)."""
 
-DUPLICATE_DISTANCE = 0.01
-"""Per-pixel rms below which two templates count as one star."""
+DUPLICATE_DISTANCE = {"template": 0.01, "model": 0.005}
+"""Per-pixel rms below which two templates, or two theoretical spectra, count as one star."""
+
+MODEL_VOTE = 0.2
+"""Vote of a theoretical spectrum beside that of a real one: grids are dense where there is no star."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +66,13 @@ class StarLibrary:
         paths = [paths] if isinstance(paths, str | Path) else list(paths)
         parts = [_read_table(Path(path), grid) for path in paths]
         library = cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
-        # Two real stars can be this close; the concern is template libraries that repeat each other.
-        named = np.char.find(library.source.astype(str), "LAMOST") < 0
-        repeats = named & (library.kind != "model") & np.array([not _is_position(s) for s in library.star])
-        joined = near_duplicates(
-            library.star, library.flux, library.mask, distance=DUPLICATE_DISTANCE, among=repeats
-        )
-        return cls(**{**vars(library), "star": joined})
+        # Two stars of a survey, named by their positions, can be this close: what repeats is templates.
+        model = library.kind == "model"
+        template = ~model & np.array([not _is_position(star) for star in library.star])
+        star = library.star
+        for rows, distance in zip((template, model), DUPLICATE_DISTANCE.values(), strict=True):
+            star = near_duplicates(star, library.flux, library.mask, distance=distance, among=rows)
+        return replace(library, star=star)
 
     def select(self, rows: NDArray) -> StarLibrary:
         """The library's rows by index or boolean mask."""
@@ -85,17 +88,21 @@ class StarLibrary:
         count = np.bincount(self.klass[high], minlength=len(CLASSES))
         return self.select(high | ((count[self.klass] < thin) & (self.snr >= thin_snr)))
 
+    def votes(self) -> NDArray[np.float64]:
+        """Weight of each row, (N,): a star's spectra share one vote, a theoretical one has `MODEL_VOTE`."""
+        _, star, per_star = np.unique(self.star, return_inverse=True, return_counts=True)
+        return np.where(self.kind == "model", MODEL_VOTE, 1.0) / per_star[star]
+
     def sampling_weights(self, balance: float = 1.0) -> NDArray[np.float64]:
-        """Probability of each row, (N,): a star's spectra share one vote, and so do a class's stars.
+        """Probability of each row in training, (N,): by its vote, and by its class.
 
         Arguments:
-            balance: 1 gives every class the same share, 0 every star; between them class shares are
-                proportional to (number of stars)**(1 - balance).
+            balance: 1 gives every class the same share, 0 every vote; between them class shares are
+                proportional to (votes of the class)**(1 - balance).
         """
-        _, star, per_star = np.unique(self.star, return_inverse=True, return_counts=True)
-        vote = 1.0 / per_star[star]
-        stars = np.bincount(self.klass, weights=vote, minlength=len(CLASSES))
-        weight = vote * np.where(stars > 0, stars, 1.0)[self.klass] ** -balance
+        vote = self.votes()
+        total = np.bincount(self.klass, weights=vote, minlength=len(CLASSES))
+        weight = vote * total[self.klass] ** -balance
         return weight / weight.sum()
 
     def counts(self) -> dict[str, dict[str, int]]:

@@ -45,7 +45,7 @@ class GeneratorRecipe:
     strides: tuple[int, ...] = (4, 8)
     encoder_hidden: int = 128
     encoder_channels: tuple[int, ...] = (16, 32, 64)
-    steps: int = 24_000
+    steps: int = 20_000
     batch_size: int = 128
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4

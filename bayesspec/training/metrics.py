@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,26 @@ STUDENT_DOF = 4.0
 
 @torch.no_grad()
 def generator_metrics(encoder: Encoder, generator: Generator, stars: StarLibrary) -> dict[str, Any]:
-    """Median loss of G(E(y)) for each class, and the singular values of dG/dz (1 is an isometry)."""
+    """Median loss of G(E(y)) for each class and kind, and the singular values of dG/dz (1: an isometry)."""
     flux, mask = torch.as_tensor(stars.flux), torch.as_tensor(stars.mask)
     z = encoder(flux, mask)
     loss = reconstruction_loss(flux, mask, generator(z)).numpy()
     singular = generator.singular_values(z).numpy()
-    rows = {c: stars.klass == k for k, c in enumerate(CLASSES)}
+    real = stars.kind != "model"
+    kinds = {"real": real, "models": ~real, "all": real | True}
+
+    def median(values: NDArray) -> float:
+        return float(np.median(values))
+
+    def by_class(statistic: Callable[[NDArray], float], among: NDArray) -> dict[str, float]:
+        rows = {c: among & (stars.klass == k) for k, c in enumerate(CLASSES)}
+        return {c: statistic(loss[own]) for c, own in rows.items() if own.any()}
+
     return {
-        "stars": {c: int(own.sum()) for c, own in rows.items()},
-        "median_loss": {c: float(np.median(loss[own])) for c, own in rows.items() if own.any()},
+        "spectra": {kind: by_class(len, among) for kind, among in kinds.items()},
+        "median_loss": {
+            kind: by_class(lambda x: float(np.median(x)), among) for kind, among in kinds.items()
+        },
         "singular_values": {f"{q}%": float(np.percentile(singular, q)) for q in (1, 5, 50, 95, 99)},
         "singular_values_within_0.8_1.25": float(((singular > 0.8) & (singular < 1.25)).mean()),
     }

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.neighbors import KernelDensity
 
+from bayesspec.data.library import StarLibrary
 from bayesspec.distributions import LatentPrior
 
 __all__ = ["fit_prior"]
@@ -16,35 +17,33 @@ BANDWIDTHS = np.geomspace(0.02, 0.5, 20)
 2 % of a flux calibration, which grids of models do not know: hence the least."""
 
 
-def fit_prior(z: NDArray, klass: NDArray[np.int64], star: NDArray[np.str_], n_class: int) -> LatentPrior:
-    """Fit p(z | C): scikit-learn chooses each class's bandwidth by cross-validation over its stars.
+def fit_prior(z: NDArray, stars: StarLibrary, n_class: int) -> LatentPrior:
+    """Fit p(z | C): scikit-learn chooses each class's bandwidth by cross-validation over its real stars.
 
-    A star's spectra share one vote, and are held out together.
+    A star's spectra are held out together. Theoretical spectra are kernels too, but none is held out: how
+    dense a grid of models is says nothing about how far a real star is from it.
 
     Arguments:
         z: Latents, (N, L).
-        klass: Class of each, (N,).
-        star: Identity of each, (N,).
-        n_class: Number of classes; each needs at least two stars.
+        stars: What they are latents of: class, identity, kind and votes.
+        n_class: Number of classes; each needs at least two real stars.
 
     Raises:
-        ValueError: if a class has fewer than two stars.
+        ValueError: if a class has fewer than two real stars.
     """
     latents, bandwidths, weights = [], [], []
     for c in range(n_class):
-        rows = klass == c
-        _, group, count = np.unique(star[rows], return_inverse=True, return_counts=True)
-        if len(count) < 2:
-            raise ValueError(f"class {c} has {len(count)} training stars; a kernel density needs two")
-        vote = 1.0 / count[group]
-        search = GridSearchCV(
-            KernelDensity(),
-            {"bandwidth": BANDWIDTHS},
-            cv=GroupKFold(min(10, len(count))),
-            error_score="raise",
-        )
-        search.fit(z[rows], groups=group)
+        rows = np.flatnonzero(stars.klass == c)
+        own = stars.select(rows)
+        real = np.flatnonzero(own.kind != "model")
+        count = len(np.unique(own.star[real]))
+        if count < 2:
+            raise ValueError(f"class {c} has {count} real training stars; a kernel density needs two")
+        folds = GroupKFold(min(10, count)).split(real, groups=own.star[real])
+        splits = [(np.setdiff1d(np.arange(len(own)), real[fold]), real[fold]) for _, fold in folds]
+        search = GridSearchCV(KernelDensity(), {"bandwidth": BANDWIDTHS}, cv=splits, error_score="raise")
+        search.fit(z[rows])
         latents.append(z[rows])
-        weights.append(vote)
+        weights.append(own.votes())
         bandwidths.append(search.best_params_["bandwidth"])
     return LatentPrior.from_classes(latents, bandwidths, weights)

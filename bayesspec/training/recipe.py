@@ -141,7 +141,7 @@ def train(
         progress=progress,
     )
     z = encode(encoder, train_stars)
-    prior = fit_prior(z, train_stars.klass, train_stars.star, len(CLASSES))
+    prior = fit_prior(z, train_stars, len(CLASSES))
     network = train_noise(
         train_exposures,
         recipe.noise,
