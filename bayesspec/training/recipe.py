@@ -123,7 +123,8 @@ def train(
         The bundle's folder.
 
     Raises:
-        BayesspecError: if `out` holds a finished bundle, or checkpoints of another recipe.
+        BayesspecError: if `out` holds a finished bundle or checkpoints of another recipe, or if there are too
+            few stars or nights to test on some.
         ReadError: if a table or file cannot be read.
     """
     out = Path(out)
@@ -133,6 +134,11 @@ def train(
     stars = StarLibrary.read(library, recipe.grid).clean(recipe.min_snr)
     exposures = NoiseLibrary.from_files(noise, recipe.grid)
     train_stars, train_exposures = stars.split("train"), exposures.split("train")
+    test_stars, test_exposures = stars.clean(60.0).split("test"), exposures.split("test")
+    needed = {"test star": test_stars, "training night": train_exposures, "test night": test_exposures}
+    for what, part in needed.items():
+        if not len(part):
+            raise BayesspecError(f"no {what} is among {len(stars)} spectra and {len(exposures)} exposures")
     encoder, generator = train_generator(
         train_stars,
         recipe.generator,
@@ -167,8 +173,8 @@ def train(
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
         },
         "metrics": {
-            "generator": generator_metrics(encoder, generator, stars.clean(60.0).split("test")),
-            "noise": noise_metrics(network, train_exposures, exposures.split("test")),
+            "generator": generator_metrics(encoder, generator, test_stars),
+            "noise": noise_metrics(network, train_exposures, test_exposures),
         },
     }
     return save_model(model, out, card=card)
