@@ -1,0 +1,198 @@
+"""The most probable latent and class, eq. (7), by a batched second-order optimiser: the fast MAP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bayesspec.model import StellarModel
+from bayesspec.observation import ObservationBatch
+
+from .map import MapEstimate, log_joint
+from .scan import LatentScan
+from .target import Target
+
+__all__ = ["Modes", "climb", "find_modes", "newton_estimate"]
+
+CONVERGED = 1e-3
+"""Gain in log density that a further step promises, below which a climb ends."""
+
+HOPELESS = 15.0
+"""A climb ends early if, with all that its step promises, it would end by this much below the star's best."""
+
+ROWS = 256
+"""Spectra times starts in one pass: what the generator runs fastest at."""
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Where the climbs from S starts of N stars ended."""
+
+    theta: Tensor
+    """(N, S, L + E)."""
+    log_density: Tensor
+    """(N, S); -inf where a climb was given up."""
+
+
+def newton_estimate(
+    model: StellarModel,
+    batch: ObservationBatch,
+    *,
+    classes: Literal["joint", "marginal"] = "joint",
+    starts: int = 4,
+    iterations: int = 40,
+    scan: LatentScan | None = None,
+) -> MapEstimate:
+    r"""Maximise :math:`\log p(y | z) + \log p(z | C) + \log p(C)`, eq. (7), for a batch of stars.
+
+    The optimum of `map_estimate`, many times faster: every star is followed from the best training latents of
+    several classes by damped quasi-Newton steps that begin with the Fisher metric.
+
+    References:
+        | Kang, He & Zhang 2021, RAA 21, 169, eq. (7), whose last term is log p(C)
+
+    Arguments:
+        model: The model.
+        batch: N stars.
+        classes: Maximise over C, or sum over it.
+        starts: Starts for each star, cut to the number of classes.
+        iterations: Most steps of a climb; few take more than a dozen.
+        scan: `LatentScan(model)`, where it is at hand already.
+
+    Example:
+        >>> import numpy as np
+        >>> from bayesspec import Observation, load_model
+        >>> model = load_model("kang2021")
+        >>> star = Observation(model.grid.wavelength, np.ones(2048))
+        >>> batch = ObservationBatch.from_observations([star], model.grid)
+        >>> newton_estimate(model, batch).z.shape
+        torch.Size([1, 3])
+    """
+    modes = find_modes(model, batch, classes=classes, starts=starts, iterations=iterations, scan=scan)
+    best = modes.log_density.argmax(-1)
+    theta = modes.theta[torch.arange(len(batch), device=best.device), best]
+    z, log_scale = Target(model, batch, classes).split(theta)
+    with torch.no_grad():
+        density, klass = log_joint(model, batch, z, log_scale, classes)
+    return MapEstimate(z, log_scale, klass, density)
+
+
+def find_modes(
+    model: StellarModel,
+    batch: ObservationBatch,
+    *,
+    classes: Literal["joint", "marginal"] = "marginal",
+    starts: int = 4,
+    iterations: int = 40,
+    scan: LatentScan | None = None,
+) -> Modes:
+    """Climb from the best training latents of several classes; several climbs may end at one mode."""
+    scan = LatentScan(model) if scan is None else scan
+    starts = min(starts, len(model.classes))
+    per = max(1, ROWS // starts)
+    parts = []
+    for first in range(0, len(batch), per):
+        part = batch.select(np.arange(first, min(first + per, len(batch))))
+        begin = scan.starts(part, starts)
+        star = np.repeat(np.arange(len(part)), starts)
+        target = Target(model, part.select(star), classes)
+        theta = target.join(begin.z.flatten(0, 1), begin.log_scale.flatten(0, 1))
+        theta, density = climb(target, theta, star, iterations)
+        parts.append((theta.unflatten(0, (-1, starts)), density.unflatten(0, (-1, starts))))
+    return Modes(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+@dataclass
+class _Climb:
+    """State of R climbs, one row each."""
+
+    theta: Tensor
+    value: Tensor
+    gradient: Tensor
+    curvature: Tensor
+    damping: Tensor
+
+    def select(self, rows: Tensor) -> _Climb:
+        return _Climb(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+    def proposal(self) -> tuple[Tensor, Tensor]:
+        """The damped step, (R, d), and the gain in log density that it promises, (R,)."""
+        diagonal = torch.diag_embed(self.curvature.diagonal(dim1=-2, dim2=-1) * self.damping[:, None])
+        factor = torch.linalg.cholesky(self.curvature + diagonal)
+        step = torch.cholesky_solve(self.gradient[..., None], factor)[..., 0]
+        return step, self._promise(step)
+
+    def promise(self) -> Tensor:
+        """The gain that a whole, undamped step promises, (R,)."""
+        factor = torch.linalg.cholesky(self.curvature)
+        return self._promise(torch.cholesky_solve(self.gradient[..., None], factor)[..., 0])
+
+    def _promise(self, step: Tensor) -> Tensor:
+        bend = torch.einsum("nd,nde,ne->n", step, self.curvature, step)
+        return (self.gradient * step).sum(-1) - 0.5 * bend
+
+    def advance(self, step: Tensor, promised: Tensor, value: Tensor, gradient: Tensor) -> None:
+        """Take or refuse a step whose end has this density and gradient; learn from it either way."""
+        self.curvature = _updated(self.curvature, step, self.gradient - gradient)
+        ratio = (value - self.value) / promised.clamp_min(1e-12)
+        accepted = value > self.value
+        grow = torch.where(ratio > 0.5, 0.2, torch.where(accepted, 1.0, 6.0))
+        self.damping = (self.damping * grow).clamp(1e-4, 1e8)
+        self.theta = torch.where(accepted[:, None], self.theta + step, self.theta)
+        self.gradient = torch.where(accepted[:, None], gradient, self.gradient)
+        self.value = torch.where(accepted, value, self.value)
+
+
+def climb(target: Target, theta: Tensor, star: NDArray[np.int64], iterations: int) -> tuple[Tensor, Tensor]:
+    """Follow R rows uphill: their ends, (R, d), and log densities, (R,).
+
+    Levenberg-Marquardt steps. The curvature begins as the Fisher metric and follows the gradients from there
+    (BFGS). A row ends when a whole step promises less than `CONVERGED`, or when the row has no hope.
+
+    Arguments:
+        target: The density of R rows, several of which may be one star.
+        theta: Starts, (R, d).
+        star: The star of each row, (R,).
+        iterations: Most steps.
+    """
+    value, gradient = target.gradient(theta)
+    state = _Climb(theta, value, gradient, target.metric(theta), torch.full_like(value, 1e-2))
+    end, density = theta.clone(), value.clone()
+    rows = np.arange(len(theta))
+    group = torch.as_tensor(star).to(theta.device)
+    best = torch.full((int(star.max()) + 1,), -torch.inf, dtype=value.dtype, device=theta.device)
+    for _ in range(iterations):
+        step, promised = state.proposal()
+        state.advance(step, promised, *target.gradient(state.theta + step))
+        at = torch.as_tensor(rows).to(theta.device)
+        end[at], density[at] = state.theta, state.value
+        best = best.scatter_reduce(0, group[at], state.value, reduce="amax")
+
+        promise = state.promise()
+        hopeless = state.value + 2 * promise + HOPELESS < best[group[at]]
+        density[at[hopeless]] = -torch.inf
+        alive = ((promise > CONVERGED) & (state.damping < 1e7) & ~hopeless).nonzero()[:, 0]
+        if not len(alive):
+            break
+        if len(alive) < len(rows):
+            rows, state = rows[alive.cpu().numpy()], state.select(alive)
+            target = target.select(alive.cpu().numpy())
+    return end, density
+
+
+def _updated(curvature: Tensor, step: Tensor, change: Tensor) -> Tensor:
+    """BFGS update of positive definite matrices, (R, d, d), damped after Powell so that they remain so."""
+    bent = (curvature @ step[..., None])[..., 0]
+    old = (step * bent).sum(-1, keepdim=True).clamp_min(1e-12)
+    new = (step * change).sum(-1, keepdim=True)
+    blend = torch.where(new < 0.2 * old, 0.8 * old / (old - new), 1.0)
+    change = blend * change + (1 - blend) * bent
+    new = (step * change).sum(-1, keepdim=True)
+    update = change[..., None] * change[..., None, :] / new[..., None]
+    update = update - bent[..., None] * bent[..., None, :] / old[..., None]
+    return torch.where(old[..., None] > 1e-10, curvature + update, curvature)
