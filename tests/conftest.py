@@ -131,7 +131,7 @@ def toy_model():
     from bayesspec.grid import WavelengthGrid
     from bayesspec.model import StellarModel
     from bayesspec.nn import Encoder, Generator, NoiseNetwork
-    from bayesspec.training.loop import seeded
+    from bayesspec.runtime import seeded
 
     with seeded(5):
         noise = NoiseNetwork(kernel=3, channels=8, hidden=4, initial_scale=0.1)
@@ -156,7 +156,7 @@ def toy_batch(toy_model):
 
     from bayesspec.distributions import NoiseFlow
     from bayesspec.observation import ObservationBatch
-    from bayesspec.training.loop import seeded
+    from bayesspec.runtime import seeded
 
     n, exposures, size = 4, 3, toy_model.grid.size
     with seeded(6):

@@ -15,7 +15,7 @@ from bayesspec.distributions import NoiseFlow
 from bayesspec.exceptions import BayesspecError, ObservationError
 from bayesspec.model import StellarModel
 from bayesspec.observation import Observation, ObservationBatch
-from bayesspec.training.loop import progress_bar, seeded
+from bayesspec.runtime import progress_bar, seeded
 
 from .map import MapEstimate, map_estimate
 from .result import Failure, Result

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bayesspec.model import SCALE_WIDTH, StellarModel
 from bayesspec.observation import ObservationBatch
+from bayesspec.runtime import own_random_state
 
 from .scan import LatentScan
 
@@ -169,7 +170,7 @@ def _follow(
 @contextmanager
 def _isolated() -> Iterator[None]:
     """Leave no trace in the caller's parameter store, nor in torch's random state."""
-    with pyro.get_param_store().scope(), torch.random.fork_rng(devices=[]):
+    with pyro.get_param_store().scope(), own_random_state():
         yield
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from bayesspec.data.library import StarLibrary
 from bayesspec.nn import Encoder, Generator
 from bayesspec.nn.isometry import isometry_loss, reconstruction_loss
+from bayesspec.runtime import seeded
 
-from .loop import minimise, seeded
+from .loop import minimise
 
 __all__ = ["GeneratorRecipe", "encode", "train_generator"]
 

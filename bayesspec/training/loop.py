@@ -6,18 +6,17 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-__all__ = ["minimise", "progress_bar", "seeded"]
+from bayesspec.runtime import progress_bar
+
+__all__ = ["minimise"]
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -89,33 +88,6 @@ def minimise(
     if checkpoint is not None and start < steps:
         _save(checkpoint, network, optimiser, parameters, rng, steps, running)
     return running
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch inside the block; the caller's random state comes back as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def progress_bar(
-    label: str, total: int, done: int = 0, *, enabled: bool
-) -> Iterator[Callable[[int, float], None]]:
-    """A bar on stderr; yields what is to be called with (steps done, a number to show)."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}  {task.fields[value]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not enabled,
-    )
-    with bar:
-        task = bar.add_task(label, total=total, completed=done, value="")
-        yield lambda step, value: bar.update(task, completed=step, value=f"{value:.5g}")
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -12,8 +12,9 @@ from torch import Tensor
 from bayesspec.data.noise import NoiseLibrary
 from bayesspec.distributions import NoiseFlow
 from bayesspec.nn import NoiseNetwork
+from bayesspec.runtime import seeded
 
-from .loop import minimise, seeded
+from .loop import minimise
 
 __all__ = ["NoiseRecipe", "train_noise"]
 

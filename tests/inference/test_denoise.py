@@ -10,7 +10,7 @@ from astropy import units as u
 import bayesspec
 from bayesspec.distributions import NoiseFlow
 from bayesspec.exceptions import BayesspecError, ObservationError
-from bayesspec.training.loop import seeded
+from bayesspec.runtime import seeded
 
 
 @pytest.fixture(scope="module")

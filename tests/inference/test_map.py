@@ -110,7 +110,7 @@ def test_more_exposures_raise_the_evidence_for_the_truth(toy_model):
     """With more exposures of one spectrum the maximum comes closer to its latent."""
     from bayesspec.distributions import NoiseFlow
     from bayesspec.observation import ObservationBatch
-    from bayesspec.training.loop import seeded
+    from bayesspec.runtime import seeded
 
     with seeded(11):
         z = toy_model.prior(torch.arange(30) % 3).sample()

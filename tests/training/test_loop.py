@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from bayesspec.runtime import seeded
 from bayesspec.training import loop
 
 
@@ -14,7 +15,7 @@ class Stop(Exception):
 
 
 def network():
-    with loop.seeded(3):
+    with seeded(3):
         return nn.Linear(4, 1)
 
 

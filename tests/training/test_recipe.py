@@ -37,7 +37,7 @@ TINY = Recipe.from_dict(
 
 @pytest.fixture(scope="module")
 def survey(tmp_path_factory):
-    """A table of twenty stars for each class, and twelve nights of three exposures, as a survey ships them."""
+    """A table of twenty stars for each class, and twelve nights of three exposures, as surveys ship them."""
     folder = tmp_path_factory.mktemp("survey")
     rng = np.random.default_rng(0)
     klass = np.repeat(CLASSES, 20)
