@@ -12,7 +12,7 @@ _PUBLIC = {
     "Observation": "bayesspec.observation",
     "Result": "bayesspec.inference.result",
     "WavelengthGrid": "bayesspec.grid",
-    "denoise": "bayesspec.inference",
+    "denoise": "bayesspec.inference.denoise",
     "load_model": "bayesspec.bundle",
     "read": "bayesspec.io",
 }

@@ -8,7 +8,7 @@ from typing import Literal
 
 from .exceptions import BayesspecError
 from .grid import WavelengthGrid
-from .inference import denoise
+from .inference.denoise import denoise
 from .inference.result import Failure, Result
 from .io import read
 from .io.products import ProductWriter

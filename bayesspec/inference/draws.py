@@ -24,6 +24,7 @@ class Draws:
         diagnostics: One number a star, each (N,): `pareto_k`, `r_hat`, `ess_bulk`, `ess_tail`, `divergences`.
         sample_stats: One number a draw, each (N, chains, draws): `energy`, `step_size`, `tree_depth`,
             `diverging`, `acceptance_rate`, under ArviZ's names.
+        warmup_stats: The same of the draws of the warm-up, which are not among the posterior's.
     """
 
     z: NDArray[np.float32]
@@ -33,6 +34,7 @@ class Draws:
     log_evidence: NDArray[np.float64] | None = None
     diagnostics: dict[str, NDArray] = field(default_factory=dict)
     sample_stats: dict[str, NDArray] = field(default_factory=dict)
+    warmup_stats: dict[str, NDArray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.z)
@@ -48,6 +50,7 @@ class Draws:
             log_evidence=None if self.log_evidence is None else self.log_evidence[rows],
             diagnostics={name: value[rows] for name, value in self.diagnostics.items()},
             sample_stats={name: value[rows] for name, value in self.sample_stats.items()},
+            warmup_stats={name: value[rows] for name, value in self.warmup_stats.items()},
         )
 
     def resample(self, count: int, *, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -1,0 +1,190 @@
+"""Posteriors for ArviZ, from plain arrays: its diagnostics, and its container of either generation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from arviz import InferenceData
+    from xarray import DataTree, Dataset
+
+__all__ = ["ArvizInput", "chain_diagnostics", "import_arviz", "to_arviz"]
+
+
+def import_arviz() -> ModuleType:
+    """ArviZ, without what its last 0.x release says about the next one on import."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing a major refactor", FutureWarning)
+        import arviz
+    return arviz
+
+
+def chain_diagnostics(values: ArrayLike) -> dict[str, float]:
+    """Rank-normalised R-hat, and effective sample sizes of bulk and tails, each of the worst quantity.
+
+    Arguments:
+        values: (chains, draws) or (chains, draws, P), P quantities.
+
+    Returns:
+        `r_hat`, `ess_bulk`, `ess_tail`; an R-hat that does not exist (less than four draws, or chains that
+        do not move) is infinite, so is not taken for a good one, and its effective sample sizes are 0.
+
+    References:
+        | Vehtari, Gelman, Simpson, Carpenter & Bürkner 2021, Bayesian Analysis 16, 667
+        | https://arxiv.org/abs/1903.08008
+
+    Example:
+        >>> found = chain_diagnostics(np.random.default_rng(0).standard_normal((4, 300, 3)))
+        >>> found["r_hat"] < 1.01, found["ess_bulk"] > 900, found["ess_tail"] > 900
+        (True, True, True)
+    """
+    arviz = import_arviz()
+    values = np.asarray(values, dtype=float)
+    columns = values.reshape(*values.shape[:2], -1).transpose(2, 0, 1)
+    found = {"r_hat": 1.0, "ess_bulk": np.inf, "ess_tail": np.inf}
+    for column in columns:
+        if column.shape[1] < 4 or not (np.ptp(column, axis=1) > 0).all():
+            return {"r_hat": np.inf, "ess_bulk": 0.0, "ess_tail": 0.0}
+        found["r_hat"] = max(found["r_hat"], float(arviz.rhat(column)))
+        found["ess_bulk"] = min(found["ess_bulk"], float(arviz.ess(column, method="bulk")))
+        tail = arviz.ess(column, method="tail", prob=(0.05, 0.95))
+        found["ess_tail"] = min(found["ess_tail"], float(tail))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class ArvizInput:
+    """The posterior of one star as plain arrays; C chains of T draws, E exposures, D pixels.
+
+    Arguments:
+        z: Latents, (C, T, L).
+        log_scale: Log scales of the exposures whose scale is free, (C, T, F).
+        free: Their positions among the exposures, (F,).
+        class_probability: p(C | z) of each draw, (C, T, K).
+        classes: Names of the K classes.
+        wavelength: (D,), Angstrom.
+        flux: Exposures, (E, D).
+        used: True where a pixel has a term in the likelihood, (E, D).
+        log_likelihood: Log density of every pixel given those before it, (C, T, E, D).
+        replicated: Exposures drawn from the posterior predictive for every `thin`-th draw, (C, T', E, D).
+        clean: Clean spectra of the same draws, (C, T', D).
+        thin: See `replicated`.
+        sample_stats: Statistics of the sampler, each (C, T), by ArviZ's names.
+        warmup_stats: The same of its warm-up, each (C, W).
+        attrs: What to know about the posterior: model, method, star.
+    """
+
+    z: NDArray
+    log_scale: NDArray
+    free: Sequence[int]
+    class_probability: NDArray
+    classes: Sequence[str]
+    wavelength: NDArray
+    flux: NDArray
+    used: NDArray[np.bool_]
+    log_likelihood: NDArray
+    replicated: NDArray
+    clean: NDArray
+    thin: int = 1
+    sample_stats: Mapping[str, NDArray] = field(default_factory=dict)
+    warmup_stats: Mapping[str, NDArray] = field(default_factory=dict)
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def to_arviz(star: ArvizInput) -> InferenceData | DataTree:
+    """ArviZ's container: an `InferenceData` of ArviZ 0.x, an `xarray.DataTree` of ArviZ 1.x.
+
+    Groups: `posterior` (z, log_scale of the free exposures, class_probability), `sample_stats` and
+    `warmup_sample_stats` where the sampler has any, `log_likelihood`, `posterior_predictive` (y, and the
+    clean spectrum, flux), `observed_data`, `constant_data` (the exposures on the grid, and which pixels have
+    a term in the likelihood).
+
+    `y` has the dimension `pixel`: the pixels of all exposures that have a term in the likelihood, with
+    their `wavelength` and `exposure` as coordinates. Pixels that were not observed are not there, so that
+    leave-one-out cross-validation has neither NaN nor terms without data.
+
+    Arguments:
+        star: The posterior of one star.
+    """
+    import xarray
+
+    c, t, latents = star.z.shape
+    chains, draws = np.arange(c), np.arange(t)
+    thinned = draws[:: star.thin]
+    exposure, column = np.nonzero(star.used)
+    pixels = {
+        "pixel": np.arange(len(column)),
+        "wavelength": ("pixel", np.asarray(star.wavelength)[column], {"units": "Angstrom"}),
+        "exposure": ("pixel", exposure),
+    }
+    axis = ("wavelength", np.asarray(star.wavelength), {"units": "Angstrom"})
+
+    posterior = {"z": (("chain", "draw", "latent"), star.z)}
+    if len(star.free):
+        posterior["log_scale"] = (("chain", "draw", "exposure"), star.log_scale)
+    posterior["class_probability"] = (("chain", "draw", "class"), star.class_probability)
+    coords = {"chain": chains, "draw": draws}
+    groups = {
+        "posterior": xarray.Dataset(
+            posterior,
+            {
+                **coords,
+                "latent": np.arange(latents),
+                "class": np.array(star.classes, dtype=str),
+                **({"exposure": np.asarray(star.free)} if len(star.free) else {}),
+            },
+        ),
+        "log_likelihood": xarray.Dataset(
+            {"y": (("chain", "draw", "pixel"), star.log_likelihood[..., star.used])}, {**coords, **pixels}
+        ),
+        "posterior_predictive": xarray.Dataset(
+            {
+                "y": (("chain", "draw", "pixel"), star.replicated[..., star.used]),
+                "flux": (("chain", "draw", "grid"), star.clean),
+            },
+            {"chain": chains, "draw": thinned, **pixels, "grid": axis[1]},
+        ),
+        "observed_data": xarray.Dataset({"y": ("pixel", star.flux[star.used])}, pixels),
+        "constant_data": xarray.Dataset(
+            {
+                "flux": (("exposure", "wavelength"), star.flux),
+                "used": (("exposure", "wavelength"), star.used),
+            },
+            {"exposure": np.arange(len(star.flux)), "wavelength": axis},
+        ),
+    }
+    if star.sample_stats:
+        groups["sample_stats"] = _statistics(star.sample_stats)
+    if star.warmup_stats:
+        groups["warmup_sample_stats"] = _statistics(star.warmup_stats)
+    for group in groups.values():
+        group.attrs.update(star.attrs)
+    return _container(groups, dict(star.attrs))
+
+
+def _statistics(stats: Mapping[str, NDArray]) -> Dataset:
+    import xarray
+
+    chains, draws = next(iter(stats.values())).shape
+    return xarray.Dataset(
+        {name: (("chain", "draw"), values) for name, values in stats.items()},
+        {"chain": np.arange(chains), "draw": np.arange(draws)},
+    )
+
+
+def _container(groups: dict[str, Dataset], attrs: dict[str, Any]) -> InferenceData | DataTree:
+    arviz = import_arviz()
+    if int(arviz.__version__.split(".")[0]) < 1:
+        return arviz.InferenceData(attrs=attrs, save_warmup=True, **groups)
+    import xarray
+
+    tree = xarray.DataTree.from_dict(groups)
+    tree.attrs.update(attrs)
+    return tree

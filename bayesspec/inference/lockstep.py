@@ -1,0 +1,115 @@
+"""Many samplers in one process, whose densities are evaluated together: no fork, no thread pool, no hang."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+__all__ = ["run_together"]
+
+Task = Callable[[Callable[[Any], Any]], Any]
+"""A function of `ask`, with which it puts one question after another."""
+
+
+def run_together(
+    tasks: Sequence[Task], answer: Callable[[list[int], list[Any]], Sequence[Any]], seeds: Sequence[int]
+) -> list[Any]:
+    """Run tasks that each ask for one number after another, so that their questions are answered in batches.
+
+    Only one task runs at any time, in a fixed order, each with a random state of its own: a task's result
+    does not depend on its company. Threads are used as coroutines, for code, such as Pyro's kernels, that
+    calls a function where it would have to yield. Errors of a task are raised here, and end the others.
+
+    Arguments:
+        tasks: Each is called with `ask`; `ask(question)` returns the answer.
+        answer: Called with the positions of the tasks that wait and their questions; returns their answers.
+        seeds: Of torch's random numbers in each task.
+
+    Returns:
+        What the tasks returned.
+
+    Example:
+        >>> def climb(ask):
+        ...     x = 0
+        ...     while ask(x) < 10:
+        ...         x += 1
+        ...     return x
+        >>> run_together([climb, climb], lambda who, xs: [x**2 * (w + 1) for w, x in zip(who, xs)], [0, 1])
+        [4, 3]
+    """
+    runners = [_Runner(task, seed) for task, seed in zip(tasks, seeds, strict=True)]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            for runner in runners:
+                runner.start()
+                runner.resume(None)
+            while waiting := [position for position, runner in enumerate(runners) if not runner.done]:
+                answers = answer(waiting, [runners[position].question for position in waiting])
+                for position, value in zip(waiting, answers, strict=True):
+                    runners[position].resume(value)
+    finally:
+        for runner in runners:
+            runner.cancel()
+    return [runner.result for runner in runners]
+
+
+class _Cancelled(BaseException):
+    """Ends a task whose answer will never come."""
+
+
+class _Runner:
+    """One task in a thread that runs only while the main thread waits for it."""
+
+    def __init__(self, task: Task, seed: int) -> None:
+        self.task = task
+        self.random_state = torch.Generator().manual_seed(seed).get_state()
+        self.question = self.answer = self.result = None
+        self.error: BaseException | None = None
+        self.done = self.cancelled = False
+        self.go, self.paused = threading.Semaphore(0), threading.Semaphore(0)
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        self.thread.start()
+
+    def resume(self, value: Any) -> None:
+        """Let the task run until it asks again or ends."""
+        self.answer = value
+        torch.random.set_rng_state(self.random_state)
+        self.go.release()
+        self.paused.acquire()
+        self.random_state = torch.random.get_rng_state()
+        if self.error is not None:
+            raise self.error
+
+    def cancel(self) -> None:
+        """End the task, wherever it is; nothing happens to one that has ended."""
+        if self.thread.ident is not None and not self.done:
+            self.cancelled = True
+            self.go.release()
+        if self.thread.ident is not None:
+            self.thread.join()
+
+    def _run(self) -> None:
+        self.go.acquire()
+        try:
+            if not self.cancelled:
+                self.result = self.task(self._ask)
+        except _Cancelled:
+            pass
+        except BaseException as error:  # raised again in the main thread
+            self.error = error
+        finally:
+            self.done = True
+            self.paused.release()
+
+    def _ask(self, question: Any) -> Any:
+        self.question = question
+        self.paused.release()
+        self.go.acquire()
+        if self.cancelled:
+            raise _Cancelled
+        return self.answer

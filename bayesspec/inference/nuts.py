@@ -1,0 +1,359 @@
+"""Draws from the exact posterior by Pyro's NUTS on the Pyro model, all chains of all stars in step."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro
+import torch
+from numpy.typing import NDArray
+from pyro import poutine
+from pyro.infer import NUTS, config_enumerate
+from torch import Tensor
+
+from bayesspec.model import StellarModel
+from bayesspec.observation import ObservationBatch
+from bayesspec.runtime import progress_bar
+
+from .arviz import chain_diagnostics
+from .draws import Draws
+from .lockstep import run_together
+from .newton import find_modes
+from .scan import LatentScan
+from .target import Target
+
+__all__ = ["enumerated_log_density", "nuts_draws"]
+
+WORTH = 0.01
+"""Share of the posterior mass, by Laplace's approximation, from which on a mode has a chain of its own."""
+
+SPREAD = 1.5
+"""Starts are normal about the modes, this many times as wide as Laplace's approximation."""
+
+_CPU_PIXELS, _PIXELS = 2**19, 2**24
+"""Pixels of all chains in one pass."""
+
+_STATS = ("energy", "lp", "step_size", "tree_depth", "n_steps", "acceptance_rate", "diverging")
+
+
+def nuts_draws(
+    model: StellarModel,
+    batch: ObservationBatch,
+    *,
+    chains: int = 4,
+    warmup: int = 200,
+    draws: int = 400,
+    target_accept: float = 0.8,
+    max_tree_depth: int = 10,
+    starts: int = 10,
+    seed: int = 0,
+    progress: bool = False,
+    scan: LatentScan | None = None,
+) -> Draws:
+    r"""Sample :math:`p(z, \log a \,|\, y)`, the class summed out, with several chains for each star.
+
+    The kernel is Pyro's. It moves in the coordinates u of :math:`\theta = \theta_m + L u`, where
+    :math:`\theta_m` is the mode that the chain starts from and :math:`L L^T` Laplace's covariance there, so
+    that its mass matrix is right from the first step and adapts only to what Laplace misses. Every mode with
+    a share of the mass worth having gets a chain before any gets a second one. Chains that do not agree show
+    in R-hat; a mode that no start leads to does not.
+
+    All chains of all stars run in step in one process, and their densities are evaluated together, on the
+    model's device. A star's draws do not depend on the other stars of the batch.
+
+    References:
+        | Hoffman & Gelman 2014, JMLR 15, 1593 (https://arxiv.org/abs/1111.4246)
+        | Betancourt 2017 (https://arxiv.org/abs/1701.02434)
+
+    Arguments:
+        model: The model.
+        batch: N stars.
+        chains: Chains for each star.
+        warmup: Draws of each chain that adapt step size and mass matrix, and are not part of the posterior.
+        draws: Draws of each chain after these.
+        target_accept: Mean acceptance probability that the step size is adapted to.
+        max_tree_depth: A trajectory has less than 2 ** max_tree_depth steps.
+        starts: Classes whose best training latents are followed to a mode.
+        seed: Of everything random.
+        progress: Show a bar on stderr.
+        scan: `LatentScan(model)`, where it is at hand already.
+
+    Returns:
+        Equally probable draws with `diagnostics` r_hat, ess_bulk, ess_tail (the worst over latents, scales
+        and log density) and divergences, and the statistics of all draws, warm-up apart.
+
+    Example:
+        >>> import numpy as np
+        >>> from bayesspec import Observation, load_model
+        >>> model = load_model("kang2021")
+        >>> star = Observation(model.grid.wavelength, np.linspace(1.5, 0.5, 2048), scale=1.0)
+        >>> batch = ObservationBatch.from_observations([star], model.grid)
+        >>> found = nuts_draws(model, batch, chains=2, warmup=30, draws=20)
+        >>> found.z.shape, found.sample_stats["energy"].shape, found.warmup_stats["energy"].shape
+        ((1, 2, 20, 3), (1, 2, 20), (1, 2, 30))
+    """
+    scan = LatentScan(model) if scan is None else scan
+    pixels = batch.flux[0].numel() * chains
+    per = max(1, (_CPU_PIXELS if batch.flux.device.type == "cpu" else _PIXELS) // pixels)
+    settings = _Settings(warmup, draws, target_accept, max_tree_depth)
+    parts = []
+    with progress_bar("NUTS", len(batch) * chains * (warmup + draws), enabled=progress) as report:
+        for first in range(0, len(batch), per):
+            group = batch.select(np.arange(first, min(first + per, len(batch))))
+            done = first * chains * (warmup + draws)
+            parts.append(_sample(model, group, scan, chains, starts, seed, settings, _Counter(report, done)))
+    return _join(parts, batch.free_scale.cpu().numpy(), model.latent_dim, warmup)
+
+
+def enumerated_log_density(model: StellarModel, batch: ObservationBatch, theta: Tensor) -> Tensor:
+    """log p(y, z, a) of every star, (N,), from a trace of the Pyro model in which the class is enumerated.
+
+    Arguments:
+        model: The model.
+        batch: N stars.
+        theta: Latents and log scales, (N, L + E); log scales that are not free are ignored.
+    """
+    z, log_scale = theta[:, None, : model.latent_dim], theta[:, model.latent_dim :]
+    values = {"z": z, "log_scale": log_scale[tuple(batch.free_index)]}
+    program = poutine.enum(config_enumerate(model), first_available_dim=-3)
+    trace = poutine.trace(poutine.condition(program, values)).get_trace(batch)
+    trace.compute_log_prob()
+
+    def term(site: str) -> Tensor:
+        return trace.nodes[site]["log_prob"]
+
+    # Classes are in dimension -3; z depends on the class, y given z does not.
+    total = (term("C") + term("z")).logsumexp(-3)[:, 0] + term("y").sum(-1)
+    if "log_scale" in trace.nodes:
+        total = total.index_add(0, batch.free_index[0], term("log_scale"))
+    return total
+
+
+class _Settings(NamedTuple):
+    warmup: int
+    draws: int
+    target_accept: float
+    max_tree_depth: int
+
+
+@dataclass
+class _Counter:
+    """Counts the draws of all chains for the bar."""
+
+    report: Any
+    done: int
+
+    def __call__(self, accept: float) -> None:
+        self.done += 1
+        self.report(self.done, accept)
+
+
+@dataclass
+class _Chain:
+    """What one chain leaves behind: positions in u, (warmup + draws, d), and statistics of every draw."""
+
+    u: list[NDArray] = field(default_factory=list)
+    stats: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in _STATS})
+
+
+class _Starts(NamedTuple):
+    """Of R = N * chains rows."""
+
+    centre: Tensor
+    """(R, L + E): the mode."""
+    factor: Tensor
+    """(R, L + E, L + E): lower Cholesky factor of Laplace's covariance, zero where a scale is not free."""
+
+
+def _sample(
+    model: StellarModel,
+    batch: ObservationBatch,
+    scan: LatentScan,
+    chains: int,
+    starts: int,
+    seed: int,
+    settings: _Settings,
+    count: _Counter,
+) -> dict[str, NDArray]:
+    """All chains of some stars: theta (N, chains, warmup + draws, L + E) and the statistics."""
+    frame = _starts(model, batch, scan, chains, starts)
+    star = np.repeat(np.arange(len(batch)), chains)
+    free = Target(model, batch).free.cpu().numpy()[star]
+    seeds = [_seed(batch, n, chain, seed) for n in range(len(batch)) for chain in range(chains)]
+    rows, chosen = [], batch.select(star)
+
+    @torch.enable_grad()
+    def answer(waiting: list[int], questions: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        nonlocal rows, chosen
+        if waiting != rows:  # a chain has ended
+            rows, chosen = waiting, batch.select(star[waiting])
+        centre, factor = frame.centre[rows], frame.factor[rows]
+        u = torch.zeros(centre.shape, dtype=torch.float64)
+        for position, row in enumerate(rows):
+            u[position, free[row]] = questions[position]
+        u = u.to(centre).requires_grad_()
+        theta = centre + (factor @ u[..., None])[..., 0]
+        value = enumerated_log_density(model, chosen, theta)
+        (gradient,) = torch.autograd.grad(value.sum(), u)
+        value, gradient = value.detach().cpu().double(), gradient.cpu().double()
+        return [(value[k], gradient[k, free[row]]) for k, row in enumerate(rows)]
+
+    tasks = [
+        lambda ask, size=int(free[row].sum()): _run_chain(ask, size, settings, count)
+        for row in range(len(star))
+    ]
+    # Validation is off for all chains and the model alike: what is far out may overflow, and is rejected.
+    with pyro.validation_enabled(False):
+        found = run_together(tasks, answer, seeds)
+
+    u = np.zeros((len(star), settings.warmup + settings.draws, free.shape[-1]))
+    for row, chain in enumerate(found):
+        u[row][:, free[row]] = np.stack(chain.u)
+    centre, factor = (part.cpu().double().numpy() for part in frame)
+    theta = centre[:, None] + np.einsum("rij,rtj->rti", factor, u)
+    stats = {name: np.array([chain.stats[name] for chain in found]) for name in _STATS}
+    shape = len(batch), chains
+    return {
+        name: array.reshape(*shape, *array.shape[1:]) for name, array in {"theta": theta, **stats}.items()
+    }
+
+
+def _starts(
+    model: StellarModel, batch: ObservationBatch, scan: LatentScan, chains: int, starts: int
+) -> _Starts:
+    """A mode for every chain of every star, those of most mass first, with Laplace's covariance there."""
+    modes = find_modes(model, batch, starts=starts, scan=scan)
+    n, s = modes.log_density.shape
+    flat = modes.theta.flatten(0, 1)
+    target = Target(model, batch.select(np.repeat(np.arange(n), s)))
+    factor = target.laplace(flat).unflatten(0, (n, s))
+    log_mass = modes.log_density + factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    order = log_mass.argsort(-1, descending=True)
+
+    chosen = [_spread(modes.theta[i], factor[i], log_mass[i], order[i].tolist(), chains) for i in range(n)]
+    row, column = torch.arange(n, device=flat.device)[:, None], torch.tensor(chosen, device=flat.device)
+    free = Target(model, batch).free[:, None]
+    factor = torch.where(free[..., None], factor[row, column], 0.0)
+    return _Starts(modes.theta[row, column].flatten(0, 1), factor.flatten(0, 1))
+
+
+def _spread(theta: Tensor, factor: Tensor, log_mass: Tensor, order: list[int], chains: int) -> list[int]:
+    """The mode of each chain of one star: distinct modes worth their mass take turns."""
+    distinct: list[int] = []
+    for k in order:
+        if not log_mass[k] > log_mass[order[0]] + math.log(WORTH):
+            break
+        shift = theta[k] - theta[distinct]
+        away = torch.linalg.solve_triangular(factor[distinct], shift[..., None], upper=False)
+        if bool((away.square().sum((-2, -1)) > 1).all()):
+            distinct.append(k)
+    return [distinct[chain % len(distinct)] for chain in range(chains)]
+
+
+def _seed(batch: ObservationBatch, star: int, chain: int, seed: int) -> int:
+    """A seed of the star's own, whatever stands beside it in the batch."""
+    flux = batch.flux[star][~batch.mask[star]].cpu().numpy()
+    words = np.random.SeedSequence([seed, zlib.crc32(flux.tobytes()), chain]).generate_state(2)
+    return int(words[0]) << 31 | int(words[1] >> 1)
+
+
+def _run_chain(ask: Any, size: int, settings: _Settings, count: _Counter) -> _Chain:
+    """One chain of Pyro's NUTS in u, (size,), which asks for the density and its gradient."""
+
+    def potential(point: dict[str, Tensor]) -> Tensor:
+        return _Potential.apply(point["u"], *ask(point["u"].detach()))
+
+    kernel = _Kernel(
+        potential_fn=potential,
+        full_mass=True,
+        target_accept_prob=settings.target_accept,
+        max_tree_depth=settings.max_tree_depth,
+    )
+    kernel.initial_params = {"u": SPREAD * torch.randn(size, dtype=torch.float64)}
+    kernel.setup(settings.warmup)
+    chain, point = _Chain(), kernel.initial_params
+    for _ in range(settings.warmup + settings.draws):
+        step_size = kernel.step_size
+        point = kernel.sample(point)
+        chain.u.append(point["u"].detach().numpy().copy())
+        for name, value in {**kernel.last, "step_size": step_size}.items():
+            chain.stats[name].append(value)
+        count(kernel.last["acceptance_rate"])
+    return chain
+
+
+class _Potential(torch.autograd.Function):
+    """A number whose gradient is known: what Pyro's integrator differentiates."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, log_density: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return -log_density
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return -grad * gradient, None, None
+
+
+class _Kernel(NUTS):
+    """Pyro's NUTS, which keeps what it knows of the last draw: Pyro itself counts divergences, no more."""
+
+    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.leaves: list[Any] = []
+        self.start_energy = math.nan
+        point = super().sample(params)
+
+        # The draw is one of the trajectory's points, or the one it began from.
+        z, potential, _ = self._fetch_from_cache()
+        energy = self.start_energy
+        for leaf in self.leaves:
+            if leaf.z_proposal is z:
+                energy = self.start_energy - float(leaf.weight)
+        self.last = {
+            "energy": energy,
+            "lp": -float(potential),
+            "tree_depth": (len(self.leaves) + 1).bit_length() - 1,
+            "n_steps": len(self.leaves),
+            "acceptance_rate": float(np.mean([float(leaf.sum_accept_probs) for leaf in self.leaves])),
+            "diverging": any(bool(leaf.diverging) for leaf in self.leaves),
+        }
+        return point
+
+    def _build_basetree(
+        self, z: Any, r: Any, z_grads: Any, log_slice: Tensor, direction: int, energy_current: Tensor
+    ) -> Any:
+        leaf = super()._build_basetree(z, r, z_grads, log_slice, direction, energy_current)
+        self.start_energy = float(energy_current)
+        self.leaves.append(leaf)
+        return leaf
+
+
+def _join(parts: list[dict[str, NDArray]], free: NDArray[np.bool_], latent: int, warmup: int) -> Draws:
+    """Draws of all groups of stars, warm-up cut off, and how far they can be trusted."""
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    theta = whole.pop("theta")[:, :, warmup:]
+    early = {name: array[:, :, :warmup] for name, array in whole.items()}
+    late = {name: array[:, :, warmup:] for name, array in whole.items()}
+
+    rows = []
+    for star, scales in enumerate(free):
+        sampled = np.concatenate([np.ones(latent, bool), scales])
+        rows.append(
+            chain_diagnostics(np.concatenate([theta[star][..., sampled], late["lp"][star][..., None]], -1))
+        )
+    diagnostics = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    diagnostics["divergences"] = late["diverging"].sum((1, 2))
+    return Draws(
+        z=theta[..., :latent].astype(np.float32),
+        log_scale=theta[..., latent:].astype(np.float32),
+        log_weight=None,
+        log_density=late["lp"],
+        diagnostics=diagnostics,
+        sample_stats=late,
+        warmup_stats=early,
+    )
