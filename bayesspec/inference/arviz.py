@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
     from arviz import InferenceData
-    from xarray import DataTree, Dataset
+    from xarray import Dataset, DataTree
 
 __all__ = ["ArvizInput", "chain_diagnostics", "import_arviz", "to_arviz"]
 
@@ -101,10 +101,10 @@ class ArvizInput:
 def to_arviz(star: ArvizInput) -> InferenceData | DataTree:
     """ArviZ's container: an `InferenceData` of ArviZ 0.x, an `xarray.DataTree` of ArviZ 1.x.
 
-    Groups: `posterior` (z, log_scale of the free exposures, class_probability), `sample_stats` and
-    `warmup_sample_stats` where the sampler has any, `log_likelihood`, `posterior_predictive` (y, and the
-    clean spectrum, flux), `observed_data`, `constant_data` (the exposures on the grid, and which pixels have
-    a term in the likelihood).
+    Groups: `posterior` (z, log_scale of the free exposures), `sample_stats` and `warmup_sample_stats` where
+    the sampler has any, `log_likelihood`, `observed_data`, `posterior_predictive` of every `thin`-th draw,
+    `predictions` from the same draws (class_probability, p(C | z), and flux, the clean spectrum with its gaps
+    filled), `constant_data` (the exposures on the grid, and which pixels have a term in the likelihood).
 
     `y` has the dimension `pixel`: the pixels of all exposures that have a term in the likelihood, with
     their `wavelength` and `exposure` as coordinates. Pixels that were not observed are not there, so that
@@ -124,40 +124,36 @@ def to_arviz(star: ArvizInput) -> InferenceData | DataTree:
         "wavelength": ("pixel", np.asarray(star.wavelength)[column], {"units": "Angstrom"}),
         "exposure": ("pixel", exposure),
     }
-    axis = ("wavelength", np.asarray(star.wavelength), {"units": "Angstrom"})
+    grid = ("wavelength", np.asarray(star.wavelength), {"units": "Angstrom"})
+    every, some = {"chain": chains, "draw": draws}, {"chain": chains, "draw": thinned}
 
     posterior = {"z": (("chain", "draw", "latent"), star.z)}
+    scales = {}
     if len(star.free):
         posterior["log_scale"] = (("chain", "draw", "exposure"), star.log_scale)
-    posterior["class_probability"] = (("chain", "draw", "class"), star.class_probability)
-    coords = {"chain": chains, "draw": draws}
+        scales = {"exposure": np.asarray(star.free)}
     groups = {
-        "posterior": xarray.Dataset(
-            posterior,
-            {
-                **coords,
-                "latent": np.arange(latents),
-                "class": np.array(star.classes, dtype=str),
-                **({"exposure": np.asarray(star.free)} if len(star.free) else {}),
-            },
-        ),
+        "posterior": xarray.Dataset(posterior, {**every, "latent": np.arange(latents), **scales}),
         "log_likelihood": xarray.Dataset(
-            {"y": (("chain", "draw", "pixel"), star.log_likelihood[..., star.used])}, {**coords, **pixels}
+            {"y": (("chain", "draw", "pixel"), star.log_likelihood[..., star.used])}, {**every, **pixels}
         ),
         "posterior_predictive": xarray.Dataset(
-            {
-                "y": (("chain", "draw", "pixel"), star.replicated[..., star.used]),
-                "flux": (("chain", "draw", "grid"), star.clean),
-            },
-            {"chain": chains, "draw": thinned, **pixels, "grid": axis[1]},
+            {"y": (("chain", "draw", "pixel"), star.replicated[..., star.used])}, {**some, **pixels}
         ),
         "observed_data": xarray.Dataset({"y": ("pixel", star.flux[star.used])}, pixels),
+        "predictions": xarray.Dataset(
+            {
+                "class_probability": (("chain", "draw", "class"), star.class_probability[:, :: star.thin]),
+                "flux": (("chain", "draw", "wavelength"), star.clean),
+            },
+            {**some, "class": np.array(star.classes, dtype=str), "wavelength": grid},
+        ),
         "constant_data": xarray.Dataset(
             {
                 "flux": (("exposure", "wavelength"), star.flux),
                 "used": (("exposure", "wavelength"), star.used),
             },
-            {"exposure": np.arange(len(star.flux)), "wavelength": axis},
+            {"exposure": np.arange(len(star.flux)), "wavelength": grid},
         ),
     }
     if star.sample_stats:
