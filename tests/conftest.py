@@ -148,7 +148,7 @@ def toy_model():
         )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def toy_batch(toy_model):
     """Four stars drawn from the toy model, up to three exposures: complete, with gaps, of one arm only."""
     import numpy as np
