@@ -11,7 +11,7 @@ from astropy import units as u
 from numpy.typing import ArrayLike, NDArray
 
 from .exceptions import ObservationError
-from .grid import Rebinned, WavelengthGrid, mean_absolute_flux, rebin
+from .grid import Rebinned, WavelengthGrid, flux_unit, rebin
 
 if TYPE_CHECKING:
     import torch
@@ -158,7 +158,7 @@ class Observation:
             raise ObservationError(
                 f"{label}: no observed pixel between {grid.start:g} and {grid.stop:g} Angstrom"
             )
-        unit = mean_absolute_flux(on_grid.flux, on_grid.mask)
+        unit = flux_unit(on_grid.flux, on_grid.mask)
         if ((unit <= 0) & (coverage > 0)).any():
             raise ObservationError(f"{label}: the observed flux is zero everywhere")
         if self.scale is not None:

@@ -136,6 +136,17 @@ def test_the_unit_is_the_mean_absolute_flux_of_what_is_observed(low_high):
     assert_allclose(one.flux[observed].abs().mean(), 1, rtol=1e-12)
 
 
+def test_noise_does_not_bias_the_unit():
+    """At S/N 1 the unit is still that of the clean star; where there is no star it is mean |flux|."""
+    rng = np.random.default_rng(0)
+    wavelength = np.linspace(4000, 4500, 4000)
+    noise = rng.normal(0, 5, (200, 4000))
+    clean, noisy = (batch(Observation(wavelength, 5 + part)) for part in (0 * noise, noise))
+    assert_allclose(noisy.unit_flux.mean(), clean.unit_flux.mean(), rtol=0.01)
+    sky = batch(Observation(wavelength, noise[0]))
+    assert_allclose(sky.flux.abs().mean(), 1, rtol=1e-12)
+
+
 @given(seeds, st.floats(0, 0.9))
 @settings(max_examples=30)
 def test_the_scale_is_free_unless_the_grid_is_covered_or_it_is_known(seed, bad):
