@@ -37,6 +37,8 @@ class Modes:
     """(N, S, L + E)."""
     log_density: Tensor
     """(N, S); -inf where a climb was given up."""
+    curvature: Tensor
+    """(N, S, L + E, L + E): positive definite, as the climbs learned it."""
 
 
 def newton_estimate(
@@ -102,8 +104,8 @@ def find_modes(
         star = np.repeat(np.arange(len(part)), starts)
         target = Target(model, part.select(star), classes)
         theta = target.join(begin.z.flatten(0, 1), begin.log_scale.flatten(0, 1))
-        theta, density = climb(target, theta, star, iterations)
-        parts.append((theta.unflatten(0, (-1, starts)), density.unflatten(0, (-1, starts))))
+        ends = climb(target, theta, star, iterations)
+        parts.append([end.unflatten(0, (-1, starts)) for end in ends])
     return Modes(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
@@ -148,8 +150,10 @@ class _Climb:
         self.value = torch.where(accepted, value, self.value)
 
 
-def climb(target: Target, theta: Tensor, star: NDArray[np.int64], iterations: int) -> tuple[Tensor, Tensor]:
-    """Follow R rows uphill: their ends, (R, d), and log densities, (R,).
+def climb(
+    target: Target, theta: Tensor, star: NDArray[np.int64], iterations: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Follow R rows uphill: their ends, (R, d), log densities, (R,), and curvatures there, (R, d, d).
 
     Levenberg-Marquardt steps. The curvature begins as the Fisher metric and follows the gradients from there
     (BFGS). A row ends when a whole step promises less than `CONVERGED`, or when the row has no hope.
@@ -162,7 +166,7 @@ def climb(target: Target, theta: Tensor, star: NDArray[np.int64], iterations: in
     """
     value, gradient = target.gradient(theta)
     state = _Climb(theta, value, gradient, target.metric(theta), torch.full_like(value, 1e-2))
-    end, density = theta.clone(), value.clone()
+    end, density, curvature = theta.clone(), value.clone(), state.curvature.clone()
     rows = np.arange(len(theta))
     group = torch.as_tensor(star).to(theta.device)
     best = torch.full((int(star.max()) + 1,), -torch.inf, dtype=value.dtype, device=theta.device)
@@ -170,7 +174,7 @@ def climb(target: Target, theta: Tensor, star: NDArray[np.int64], iterations: in
         step, promised = state.proposal()
         state.advance(step, promised, *target.gradient(state.theta + step))
         at = torch.as_tensor(rows).to(theta.device)
-        end[at], density[at] = state.theta, state.value
+        end[at], density[at], curvature[at] = state.theta, state.value, state.curvature
         best = best.scatter_reduce(0, group[at], state.value, reduce="amax")
 
         promise = state.promise()
@@ -182,7 +186,7 @@ def climb(target: Target, theta: Tensor, star: NDArray[np.int64], iterations: in
         if len(alive) < len(rows):
             rows, state = rows[alive.cpu().numpy()], state.select(alive)
             target = target.select(alive.cpu().numpy())
-    return end, density
+    return end, density, curvature
 
 
 def _updated(curvature: Tensor, step: Tensor, change: Tensor) -> Tensor:

@@ -140,8 +140,8 @@ class Target:
         eps = flow.residual(batch.flux)
         mean, alpha, d_mean, d_alpha = _linearised(noise, eps)
 
-        # A pixel's conditional is Normal(a (s + mean), a exp(alpha)): its centre and log width move with z and
-        # log a directly, and through the noise before it, eps = y / a - s. Last dimension: z, log a.
+        # A pixel's conditional is Normal(a (s + mean), a exp(alpha)): its centre and log width move with z
+        # and log a directly, and through the noise before it, eps = y / a - s. Last dimension: z, log a.
         clean = spectrum[:, None]
         slope = jacobian[:, None].expand(-1, eps.shape[1], -1, -1)
         d_eps = -torch.cat([slope, (clean + eps)[..., None]], dim=-1)

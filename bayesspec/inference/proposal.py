@@ -1,0 +1,159 @@
+"""Mixtures of multivariate Student-t distributions, one for every star, to draw from and to adapt."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import ndtri
+from scipy.stats import chi2, qmc
+from torch import Tensor
+
+__all__ = ["StudentMixture"]
+
+DOF = 5.0
+"""Degrees of freedom: tails that no posterior with a Gaussian prior outruns, and a finite variance."""
+
+RESERVED = 64
+"""Dimensions of the random numbers: so many that those of a star do not change with its neighbours'."""
+
+SMALLEST = 0.01
+"""Least weight of a component: one that a first guess finds useless is asked again."""
+
+
+@dataclass(frozen=True)
+class StudentMixture:
+    """N mixtures of M Student-t distributions in d dimensions, some of which may be pinned to 0.
+
+    Arguments:
+        mean: (N, M, d).
+        factor: Lower Cholesky factors of the scale matrices, (N, M, d, d); unit diagonal where pinned.
+        log_weight: (N, M), rows normalised; -inf for a component that a star does not have.
+        free: (N, d), False where pinned.
+
+    Example:
+        >>> zero, one = torch.zeros(1, 1, 2), torch.eye(2).expand(1, 1, 2, 2)
+        >>> free = torch.ones(1, 2, dtype=torch.bool)
+        >>> mixture = StudentMixture(zero, one, torch.zeros(1, 1), free)
+        >>> theta = mixture.sample(100, seed=0)
+        >>> theta.shape, mixture.log_prob(theta).shape
+        (torch.Size([100, 1, 2]), torch.Size([100, 1]))
+    """
+
+    mean: Tensor
+    factor: Tensor
+    log_weight: Tensor
+    free: Tensor
+
+    def select(self, rows: NDArray | Tensor) -> StudentMixture:
+        """The mixtures of these stars."""
+        rows = torch.as_tensor(rows, device=self.mean.device)
+        return StudentMixture(self.mean[rows], self.factor[rows], self.log_weight[rows], self.free[rows])
+
+    def sample(self, count: int, seed: int) -> Tensor:
+        """Draws, (count, N, d). Every star is given the same random numbers, whatever the others are.
+
+        The numbers are a scrambled Sobol sequence: averages over draws come out closer to the truth than with
+        independent ones, and every component gets its share.
+
+        References:
+            | Owen 1998, Scrambling Sobol' and Niederreiter-Xing points, J. Complexity 14, 466
+        """
+        stars, dim = self.free.shape
+        sequence = qmc.Sobol(2 + max(dim, RESERVED), seed=seed)
+        uniform = sequence.random_base2(max(1, count - 1).bit_length())[:count]
+        uniform = uniform.clip(1e-12, 1 - 1e-12)
+        like = {"dtype": self.mean.dtype, "device": self.mean.device}
+        level = torch.as_tensor(uniform[:, 0]).to(**like)
+        stretch = torch.as_tensor(np.sqrt(DOF / chi2.ppf(uniform[:, 1], DOF))).to(**like)
+        normal = torch.as_tensor(ndtri(uniform[:, 2 : 2 + dim])).to(**like)
+
+        edges = self.log_weight.exp().cumsum(-1)
+        edges = edges / edges[:, -1:]
+        chosen = torch.searchsorted(edges, level.expand(stars, -1).contiguous()).T
+        chosen = chosen.clamp_max(edges.shape[1] - 1)
+        star = torch.arange(stars, device=self.mean.device)
+        offset = torch.where(self.free, (stretch[:, None] * normal)[:, None], 0.0)
+        return self.mean[star, chosen] + (self.factor[star, chosen] @ offset[..., None])[..., 0]
+
+    def log_prob(self, theta: Tensor) -> Tensor:
+        """Log density, (..., N), of thetas (..., N, d)."""
+        return (self._component_log_prob(theta) + self.log_weight).logsumexp(-1)
+
+    def adapted(self, theta: Tensor, weight: Tensor) -> StudentMixture:
+        """Fitted to weighted draws: components take over their share of the moments, and one is added.
+
+        A step of expectation-maximisation moves the components, each mixed with what it was in proportion to
+        the draws that speak for it. The new one stands where the mixture is thinnest, on the draw of greatest
+        weight, and is as wide as the posterior is around it.
+
+        References:
+            | Cappé et al. 2008, Adaptive importance sampling in general mixture classes (arXiv:0710.4242)
+            | Raftery & Bao 2010, Incremental mixture importance sampling, Biometrics 66, 1162
+
+        Arguments:
+            theta: Draws, (S, N, d).
+            weight: Their normalised weights, (S, N).
+        """
+        dim = theta.shape[-1]
+        share = (self._component_log_prob(theta) + self.log_weight).softmax(-1) * weight[..., None]
+        mass = share.sum(0)
+        count = mass.square() / share.square().sum(0).clamp_min(1e-30)
+        trust = torch.where(mass > 0, count / (count + 4 * dim), 0.0)
+        mean, scatter = _moments(theta[:, :, None], share)
+        mean = torch.lerp(self.mean, mean, trust[..., None])
+        old = self.factor @ self.factor.mT
+        scale = torch.lerp(old, scatter, trust[..., None, None])
+
+        # Around the draw of greatest weight: the nearest tenth, in units of the whole posterior.
+        star = torch.arange(theta.shape[1], device=theta.device)
+        peak = theta[weight.argmax(0), star]
+        _, whole = _moments(theta, weight)
+        metric = self._factor(whole, old[:, 0])
+        away = torch.linalg.solve_triangular(metric, (theta - peak).permute(1, 2, 0), upper=False)
+        away = away.square().sum(1).T
+        near = away <= away.kthvalue(max(4 * dim, len(theta) // 10), dim=0).values
+        local = torch.where(near, weight + 1 / len(theta), 0.0)
+        _, around = _moments(theta, local)
+
+        weights = torch.cat([mass.clamp_min(SMALLEST), torch.full_like(mass[:, :1], 0.2)], dim=-1)
+        weights = torch.where(torch.isinf(torch.cat([self.log_weight, weights[:, :1] * 0], -1)), 0.0, weights)
+        factor = torch.cat([self._factor(scale, old), self._factor(around, old[:, 0])[:, None]], dim=1)
+        return StudentMixture(
+            torch.cat([mean, peak[:, None]], dim=1),
+            factor,
+            (weights / weights.sum(-1, keepdim=True)).log(),
+            self.free,
+        )
+
+    def _component_log_prob(self, theta: Tensor) -> Tensor:
+        """Log density under every component, (..., N, M)."""
+        dim = self.free.sum(-1)[:, None].to(theta.dtype)
+        offset = theta[..., None, :] - self.mean
+        lead = offset.shape[:-3]
+        flat = offset.reshape(-1, *self.mean.shape).permute(1, 2, 3, 0)
+        white = torch.linalg.solve_triangular(self.factor, flat, upper=False)
+        square = white.square().sum(-2).permute(2, 0, 1).reshape(*lead, *self.log_weight.shape)
+        log_det = self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        norm = torch.lgamma(0.5 * (DOF + dim)) - math.lgamma(0.5 * DOF) - 0.5 * dim * math.log(DOF * math.pi)
+        return norm - log_det - 0.5 * (DOF + dim) * torch.log1p(square / DOF)
+
+    def _factor(self, scale: Tensor, fallback: Tensor) -> Tensor:
+        """Cholesky factors of scale matrices, unit where pinned, never thinner than 1e-3 of the fallback."""
+        pinned = torch.diag_embed((~self.free).to(scale.dtype))
+        if scale.dim() == 4:
+            pinned = pinned[:, None]
+        free = (pinned.diagonal(dim1=-2, dim2=-1) == 0).to(scale.dtype)
+        scale = (scale + 1e-3 * fallback) * free[..., None] * free[..., None, :] + pinned
+        return torch.linalg.cholesky(scale)
+
+
+def _moments(theta: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted mean and scatter over the first dimension; theta has one dimension more than weight."""
+    share = weight / weight.sum(0).clamp_min(1e-30)
+    mean = (share[..., None] * theta).sum(0)
+    offset = (theta - mean) * share[..., None].sqrt()
+    return mean, torch.einsum("s...i,s...j->...ij", offset, offset)
