@@ -211,9 +211,9 @@ def mean_absolute_flux(flux: NDArray, mask: NDArray) -> NDArray:
 def flux_unit(flux: NDArray, mask: NDArray) -> NDArray:
     """Mean |flux| of the *clean* spectrum over the observed pixels, (...), from a noisy one.
 
-    The mean of |flux| counts noise as flux: by a tenth and more at S/N 2. Stars shine at all wavelengths, so
-    the plain mean is the same for a clean spectrum and unbiased for a noisy one. Where it is less than half of
-    mean |flux| noise is all there is, and mean |flux| is returned.
+    The mean of |flux| counts noise as flux. Stars shine at all wavelengths, so the plain mean is the same for
+    a clean spectrum and unbiased for a noisy one. Where it is less than half of mean |flux|, noise is all
+    there is, and mean |flux| is returned.
 
     Example:
         >>> noisy = 1 + np.random.default_rng(0).normal(0, 1, 100_000)

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from astropy import units as u
 
 from bayesspec.grid import WavelengthGrid
 from bayesspec.inference.result import Result
+
+settings.register_profile("bayesspec", deadline=None)  # a busy machine is no failure
+settings.load_profile("bayesspec")
 
 SHARED = Path(
     os.environ.get("BAYESSPEC_DATA", Path(__file__).parents[1].parent / "shared" / "data")
