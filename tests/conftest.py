@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
 from astropy import units as u
+from hypothesis import settings
 
 from bayesspec.grid import WavelengthGrid
 from bayesspec.inference.result import Result
