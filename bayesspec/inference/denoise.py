@@ -8,36 +8,31 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bayesspec.bundle import load_model
-from bayesspec.distributions import NoiseFlow
 from bayesspec.exceptions import BayesspecError, ObservationError
 from bayesspec.model import StellarModel
 from bayesspec.observation import Observation, ObservationBatch
-from bayesspec.runtime import progress_bar, seeded
+from bayesspec.runtime import progress_bar
 
-from .map import MapEstimate, map_estimate
+from .draws import Draws
+from .map import map_estimate
+from .nuts import nuts_draws
 from .result import Failure, Result
 from .scan import LatentScan
+from .summary import PriorTail, point_columns, posterior_columns
 
 __all__ = ["METHODS", "denoise"]
 
-METHODS = {"map": map_estimate}
+METHODS = {"map": map_estimate, "nuts": nuts_draws}
 """The engines, by the name that `method` gives."""
-
-RARE = 1e-3
-"""Outlier score below which a star is said to be outside its class."""
-
-EXCESS_NOISE = 4.0
-"""Mean square of the whitened noise above which it is said that the model does not describe the data."""
 
 
 def denoise(
     observations: Observation | Iterable[Observation],
     *,
     model: StellarModel | str | Path = "kang2021",
-    method: Literal["map"] = "map",
+    method: Literal["map", "nuts"] = "map",
     seed: int = 0,
     batch_size: int = 64,
     on_error: Literal["raise", "skip"] = "raise",
@@ -49,13 +44,14 @@ def denoise(
     Arguments:
         observations: One star or many, from `read` or made by hand.
         model: A model, the name of a shipped one, or the folder of a bundle.
-        method: `map`: the mode of the posterior, eq. (7).
+        method: `map`: the mode of the posterior, eq. (7). `nuts`: draws from it by NUTS, with means, standard
+            deviations and intervals; seconds to a minute a star.
         seed: Of everything random.
         batch_size: Stars in memory at once.
         on_error: What to do with a star that cannot be used (no observed pixel on the grid): raise, or leave
             it out and list it in the result's `failures`.
         progress: Show a bar on stderr.
-        **options: For the engine, see `map_estimate`.
+        **options: For the engine, see `map_estimate`, `nuts_draws`.
 
     Returns:
         A `Result` with a row for every usable star, in the order of the input.
@@ -86,17 +82,20 @@ def denoise(
 
     device = network.class_logits.device
     scan = LatentScan(network)
-    rarity = _PriorTail(network, seed)
-    parts = []
+    rarity = PriorTail(network, seed)
+    parts, draws = [], []
     with progress_bar(f"denoise ({method})", len(usable), enabled=progress) as report:
         for first in range(0, len(usable), batch_size):
             chunk = usable[first : first + batch_size]
             batch = ObservationBatch.from_observations(
                 chunk, network.grid, device=device, dtype=torch.float32
             )
-            with seeded(seed):
-                estimate = METHODS[method](network, batch, scan=scan, **options)
-            parts.append(_summary(network, batch, estimate, rarity))
+            if method == "map":
+                estimate = map_estimate(network, batch, scan=scan, **options)
+                parts.append(point_columns(network, batch, estimate, rarity))
+            else:
+                draws.append(METHODS[method](network, batch, seed=seed, scan=scan, **options))
+                parts.append(posterior_columns(network, batch, draws[-1], rarity))
             report(first + len(chunk), len(chunk))
 
     return Result(
@@ -109,6 +108,8 @@ def denoise(
         units=tuple(star.unit for star in usable),
         failures=tuple(failures),
         warnings=tuple(note for part in parts for note in part.pop("warnings")),
+        model=network,
+        draws=Draws.concatenate(draws) if draws else None,
         **_stack(parts),
     )
 
@@ -122,69 +123,6 @@ def _usable(stars: list[Observation], model: StellarModel) -> tuple[list[Observa
         except ObservationError as error:
             failures.append(Failure(position, star.name, str(error)))
     return usable, failures
-
-
-class _PriorTail:
-    """How rare a latent is in a class: the share of the class's own draws that are less probable."""
-
-    @torch.no_grad()
-    def __init__(self, model: StellarModel, seed: int, draws: int = 4096) -> None:
-        self.prior = model.prior
-        with seeded(seed):
-            every = torch.arange(len(model.classes), device=model.class_logits.device)
-            of_class = self.prior(every)
-            self.sorted = of_class.log_prob(of_class.sample((draws,))).T.sort(-1).values.contiguous()
-
-    def __call__(self, z: Tensor, klass: Tensor) -> Tensor:
-        density = self.prior(klass).log_prob(z)
-        below = torch.searchsorted(self.sorted[klass], density[:, None]).squeeze(-1)
-        return (below + 1) / (self.sorted.shape[-1] + 1)
-
-
-@torch.no_grad()
-def _summary(
-    model: StellarModel, batch: ObservationBatch, estimate: MapEstimate, rarity: _PriorTail
-) -> dict[str, Any]:
-    spectrum = model.generator(estimate.z)
-    scale = estimate.log_scale.exp()
-    flow = NoiseFlow(spectrum[:, None], model.noise, scale, ~batch.mask)
-    used = flow.used
-    xi = flow.xi(flow.residual(batch.flux))
-    chi2 = torch.where(used, xi, 0.0).square().sum((-2, -1)) / used.sum((-2, -1)).clamp_min(1)
-
-    # One flux unit for the star: that of its exposures, each by the pixels it has.
-    weight = (~batch.mask).sum(-1).to(scale.dtype)
-    unit = (weight * scale * batch.unit_flux).sum(-1) / weight.sum(-1)
-    outlier = rarity(estimate.z, estimate.klass)
-    columns = {
-        "model_flux": spectrum,
-        "unit_flux": unit,
-        "z": estimate.z,
-        "class_probabilities": model.log_joint_classes(estimate.z).softmax(-1),
-        "best_class": estimate.klass,
-        "log_density": estimate.log_density,
-        "scale": scale,
-        "exposure_unit": batch.unit_flux,
-        "observed_flux": batch.flux,
-        "observed_ivar": batch.ivar,
-        "observed_mask": batch.mask,
-        "chi2": chi2,
-        "used_fraction": used.to(scale.dtype).sum((-2, -1)) / (~batch.mask).any(-1).sum(-1) / used.shape[-1],
-        "observed_fraction": batch.observed_fraction,
-        "outlier_score": outlier,
-    }
-    arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in columns.items()}
-    arrays["warnings"] = [_notes(*row) for row in zip(arrays["chi2"], arrays["outlier_score"], strict=True)]
-    return arrays
-
-
-def _notes(chi2: float, outlier: float) -> tuple[str, ...]:
-    notes = []
-    if outlier < RARE:
-        notes.append(f"outside its class: latents rarer than this have probability {outlier:.1g}")
-    if chi2 > EXCESS_NOISE:
-        notes.append(f"outside the model: the noise is {np.sqrt(chi2):.1f} times as large as the model's")
-    return tuple(notes)
 
 
 def _stack(parts: list[dict[str, Any]]) -> dict[str, np.ndarray]:

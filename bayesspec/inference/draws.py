@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +37,23 @@ class Draws:
     diagnostics: dict[str, NDArray] = field(default_factory=dict)
     sample_stats: dict[str, NDArray] = field(default_factory=dict)
     warmup_stats: dict[str, NDArray] = field(default_factory=dict)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Draws]) -> Draws:
+        """The stars of several batches, by one method with one setting; the stars may differ in exposures."""
+        depth = max(part.log_scale.shape[-1] for part in parts)
+
+        def joined(name: str) -> Any:
+            values = [getattr(part, name) for part in parts]
+            if values[0] is None:
+                return None
+            if isinstance(values[0], dict):
+                return {key: np.concatenate([value[key] for value in values]) for key in values[0]}
+            if name == "log_scale":
+                values = [np.pad(v, [(0, 0)] * 3 + [(0, depth - v.shape[-1])]) for v in values]
+            return np.concatenate(values)
+
+        return cls(**{column.name: joined(column.name) for column in fields(cls)})
 
     def __len__(self) -> int:
         return len(self.z)

@@ -17,13 +17,22 @@ from bayesspec.exceptions import BayesspecError
 from bayesspec.grid import Rebinned, WavelengthGrid
 
 if TYPE_CHECKING:
+    from arviz import InferenceData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from specutils import Spectrum
+    from xarray import DataTree
+
+    from bayesspec.model import StellarModel
+
+    from .draws import Draws
 
 __all__ = ["Failure", "Result"]
 
 Array = NDArray[np.floating[Any]]
+
+INTERVAL_DRAWS = 1000
+"""Equally probable draws whose percentiles are the ends of an interval."""
 
 _PER_STAR_ARRAYS = (
     "model_flux",
@@ -74,7 +83,7 @@ class Result:
         class_probabilities: (N, K), rows sum to 1: p(C | y), the mean of p(C | z) over the posterior of z;
             for `map`, whose posterior is a point, p(C | z) there.
         best_class: Index of the most probable class, (N,); for `map` that of the joint maximum, eq. (7).
-        log_density: log p(y, z, C) at the latents and best class, (N,).
+        log_density: log p(y, z, C) at the latents and best class, (N,); of draws, their mean log p(y, z).
         scale: Scale of each exposure relative to its own mean |flux|, (N, E); 1 where it is known.
         exposure_unit: The flux by which each exposure was divided, (N, E), in the star's unit.
         observed_flux: Exposures as the model saw them, (N, E, D), divided by `exposure_unit`; 0 where masked.
@@ -88,6 +97,8 @@ class Result:
         warnings: For each star, what to look at.
         model_version: Version of the bundle.
         model_flux_std: Standard deviation of `model_flux`, (N, D); None if the method gives none.
+        draws: Draws from the posterior; None if the method gives none.
+        model: The model, which decodes the draws.
 
     Example:
         >>> import bayesspec, numpy as np
@@ -122,6 +133,8 @@ class Result:
     warnings: tuple[tuple[str, ...], ...] = ()
     model_version: str = ""
     model_flux_std: Array | None = None
+    draws: Draws | None = None
+    model: StellarModel | None = None
 
     def __post_init__(self) -> None:
         if not self.warnings:
@@ -148,15 +161,40 @@ class Result:
         return None if self.model_flux_std is None else self.model_flux_std * self.unit_flux[:, None]
 
     def interval(self, level: float = 0.9) -> tuple[Array, Array]:
-        """Lower and upper end of the posterior interval of `flux`, each (N, D).
+        """Lower and upper end of the posterior interval of `flux`, each (N, D): its central `level`.
 
         Raises:
             BayesspecError: for `map`, which is one point of the posterior.
         """
-        raise BayesspecError(
-            f"method={self.method!r} gives the point of highest density, not a posterior, so there is no "
-            f"{level:.0%} interval; intervals need a method that samples, and this release has none yet"
-        )
+        from .summary import flux_draws
+
+        self._need_draws(f"there is no {level:.0%} interval")
+        tail = 50 * (1 - level)
+        ends = [np.percentile(flux_draws(star, INTERVAL_DRAWS), (tail, 100 - tail), axis=0) for star in self]
+        lower, upper = np.stack(ends, axis=1)
+        return lower, upper
+
+    def to_arviz(self, i: SupportsIndex = 0) -> InferenceData | DataTree:
+        """Posterior of star i for ArviZ: an `InferenceData` of ArviZ 0.x, a `DataTree` of ArviZ 1.x.
+
+        Groups, dimensions and coordinates: see `bayesspec.inference.arviz.to_arviz`. Weighted draws are
+        resampled to as many of equal weight, in one chain; the attribute `draws` says so.
+
+        Raises:
+            BayesspecError: for `map`, which is one point of the posterior.
+        """
+        from .arviz import to_arviz
+        from .summary import arviz_input
+
+        self._need_draws("there is nothing for ArviZ")
+        return to_arviz(arviz_input(self[i]))
+
+    def _need_draws(self, consequence: str) -> None:
+        if self.draws is None or self.model is None:
+            raise BayesspecError(
+                f"method={self.method!r} gives the point of highest density, not a posterior, so "
+                f"{consequence}; use method='nuts'"
+            )
 
     @cached_property
     def observed(self) -> Rebinned:
@@ -183,7 +221,8 @@ class Result:
 
         Columns: name; class and probability, of the best class; scale and unit, mean |flux| of the clean
         spectrum over the grid; exposures, how many have an observed pixel; chi2, outlier_score,
-        observed_fraction, used_fraction, log_density, see `Result`; warnings, what to look at.
+        observed_fraction, used_fraction, log_density, see `Result`; how far the draws can be trusted, see
+        `Draws`; warnings, what to look at.
         """
         rows = np.arange(len(self))
         return Table(
@@ -199,6 +238,7 @@ class Result:
                 "observed_fraction": self.observed_fraction,
                 "used_fraction": self.used_fraction,
                 "log_density": self.log_density,
+                **({} if self.draws is None else self.draws.diagnostics),
                 "warnings": np.array(["; ".join(notes) for notes in self.warnings], dtype=str),
             },
             meta={"method": self.method, "model": self.model_name},
@@ -252,7 +292,8 @@ class Result:
             rows = np.atleast_1d(np.arange(len(self))[np.asarray(index)])
         arrays = {n: getattr(self, n)[rows] for n in _PER_STAR_ARRAYS if getattr(self, n) is not None}
         tuples = {n: tuple(getattr(self, n)[row] for row in rows) for n in _PER_STAR_TUPLES}
-        return replace(self, **arrays, **tuples, failures=())
+        draws = None if self.draws is None else self.draws.select(rows)
+        return replace(self, **arrays, **tuples, draws=draws, failures=())
 
     def __repr__(self) -> str:
         failed = f", {len(self.failures)} failed" if self.failures else ""
