@@ -78,7 +78,13 @@ def denoise(
     ],
     out: Out = Path("denoised"),
     model: Annotated[str, typer.Option(help="A shipped model, or the folder of a bundle.")] = "kang2021",
-    method: Annotated[str, typer.Option(help="map: the mode of the posterior.")] = "map",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="map: the mode of the posterior. importance: its mean and standard deviation, by weighted "
+            "draws. nuts: the same by Hamiltonian Monte Carlo, slowly."
+        ),
+    ] = "map",
     exposures: Annotated[
         Exposures, typer.Option(help="What to read of an SDSS full file.")
     ] = Exposures.coadd,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .distributions import LatentPrior, NoiseFlow
+from .exceptions import BayesspecError
 from .grid import WavelengthGrid
 from .nn import Encoder, Generator, NoiseNetwork
 from .observation import ObservationBatch
@@ -101,13 +103,36 @@ class StellarModel(nn.Module):
         return scale.index_put(tuple(batch.free_index), log_scale.exp())
 
     def log_likelihood(self, batch: ObservationBatch, z: Tensor, log_scale: Tensor) -> Tensor:
-        """log p(y | z) of N stars, (..., N), given latents (..., N, L) and log scales (..., N, E), eq. (16)."""
+        """log p(y | z) of N stars, (..., N), at latents (..., N, L) and log scales (..., N, E), eq. (16)."""
         flow = NoiseFlow(self.generator(z)[..., None, :], self.noise, log_scale.exp(), ~batch.mask)
         return flow.log_prob(batch.flux).sum(-1)
 
     def log_joint_classes(self, z: Tensor) -> Tensor:
         """log p(C) + log p(z | C) of latents (N, L) for every class, (N, K)."""
         return self.class_logits.log_softmax(-1) + self.prior.log_prob_all(z)
+
+    def with_class_weights(self, weights: Mapping[str, float] | Sequence[float]) -> StellarModel:
+        """The same model, networks shared, with another prior of the classes, eq. (6).
+
+        Arguments:
+            weights: Relative, one for each class, or by name; a class that is not named weighs 1.
+
+        Raises:
+            BayesspecError: if a name is no class, or weights are negative, not finite, or all zero.
+        """
+        if isinstance(weights, Mapping):
+            unknown = set(weights) - set(self.classes)
+            if unknown:
+                raise BayesspecError(f"class_weights: {self.name} has no class {', '.join(sorted(unknown))}")
+            weights = [weights.get(name, 1.0) for name in self.classes]
+        values = torch.as_tensor(list(weights), dtype=torch.float64)
+        if values.shape != (len(self.classes),):
+            raise BayesspecError(f"class_weights: {len(self.classes)} weights needed, {len(values)} given")
+        if not (values.isfinite().all() and (values >= 0).all() and values.sum() > 0):
+            raise BayesspecError(f"class_weights must be positive or zero, not {values.tolist()}")
+        model = copy.copy(self)
+        model._buffers = {**self._buffers, "class_logits": values.log().to(self.class_logits)}
+        return model
 
     @property
     def name(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,9 @@ from bayesspec.observation import Observation, ObservationBatch
 from bayesspec.runtime import progress_bar
 
 from .draws import Draws
+from .importance import importance_draws
 from .map import map_estimate
+from .newton import newton_estimate
 from .nuts import nuts_draws
 from .result import Failure, Result
 from .scan import LatentScan
@@ -24,15 +26,20 @@ from .summary import PriorTail, point_columns, posterior_columns
 
 __all__ = ["METHODS", "denoise"]
 
-METHODS = {"map": map_estimate, "nuts": nuts_draws}
-"""The engines, by the name that `method` gives."""
+ENGINES = {"newton": newton_estimate, "autodelta": map_estimate}
+"""What finds the mode: one optimum, the second engine many times slower."""
+
+METHODS = {"map": newton_estimate, "importance": importance_draws, "nuts": nuts_draws}
+"""What `method` may be."""
 
 
 def denoise(
     observations: Observation | Iterable[Observation],
     *,
     model: StellarModel | str | Path = "kang2021",
-    method: Literal["map", "nuts"] = "map",
+    method: Literal["map", "importance", "nuts"] = "map",
+    engine: Literal["newton", "autodelta"] = "newton",
+    class_weights: Mapping[str, float] | Sequence[float] | None = None,
     seed: int = 0,
     batch_size: int = 64,
     on_error: Literal["raise", "skip"] = "raise",
@@ -44,36 +51,44 @@ def denoise(
     Arguments:
         observations: One star or many, from `read` or made by hand.
         model: A model, the name of a shipped one, or the folder of a bundle.
-        method: `map`: the mode of the posterior, eq. (7). `nuts`: draws from it by NUTS, with means, standard
-            deviations and intervals; seconds to a minute a star.
+        method: `map`: the mode of the posterior, eq. (7). `importance`: means, standard deviations and
+            intervals from weighted draws, in less than a second a star. `nuts`: the same from draws by NUTS;
+            seconds to a minute a star.
+        engine: Of `map`: second-order steps, or Pyro's AutoDelta, the reference.
+        class_weights: Relative prior weights of the classes: a number for each of the model's classes, or
+            `{name: weight}`, where a class that is not named weighs 1; None: all alike, eq. (6).
         seed: Of everything random.
         batch_size: Stars in memory at once.
         on_error: What to do with a star that cannot be used (no observed pixel on the grid): raise, or leave
             it out and list it in the result's `failures`.
         progress: Show a bar on stderr.
-        **options: For the engine, see `map_estimate`, `nuts_draws`.
+        **options: For the method, see `newton_estimate`, `map_estimate`, `importance_draws`, `nuts_draws`.
 
     Returns:
         A `Result` with a row for every usable star, in the order of the input.
 
     Raises:
         ObservationError: if a star cannot be used and `on_error` is "raise", or none can.
-        BayesspecError: if the method is not known.
+        BayesspecError: if the method or the engine is not known, or class weights are not weights.
 
     Example:
         >>> import numpy as np
         >>> wavelength = np.linspace(3900, 9100, 4000)
         >>> star = Observation(wavelength, 5e-17 * (wavelength / 6000) ** -2, name="hot")
-        >>> res = denoise(star, model="kang2021", method="map", steps=50)
+        >>> res = denoise(star, model="kang2021", method="map")
         >>> res.flux.shape, res.classes[res.best_class[0]] in ("O", "B", "A", "WD", "CV")
         ((1, 2048), True)
     """
     if method not in METHODS:
         raise BayesspecError(f"no method is called {method!r}; there is {', '.join(sorted(METHODS))}")
+    if engine not in ENGINES:
+        raise BayesspecError(f"no engine is called {engine!r}; there is {', '.join(sorted(ENGINES))}")
     if on_error not in ("raise", "skip"):
         raise BayesspecError(f"on_error is 'raise' or 'skip', not {on_error!r}")
     stars = [observations] if isinstance(observations, Observation) else list(observations)
     network = model if isinstance(model, StellarModel) else load_model(model)
+    if class_weights is not None:
+        network = network.with_class_weights(class_weights)
     usable, failures = _usable(stars, network)
     if failures and (on_error == "raise" or not usable):
         raise ObservationError("; ".join(failure.reason for failure in failures))
@@ -91,7 +106,7 @@ def denoise(
                 chunk, network.grid, device=device, dtype=torch.float32
             )
             if method == "map":
-                estimate = map_estimate(network, batch, scan=scan, **options)
+                estimate = ENGINES[engine](network, batch, scan=scan, **options)
                 parts.append(point_columns(network, batch, estimate, rarity))
             else:
                 draws.append(METHODS[method](network, batch, seed=seed, scan=scan, **options))
