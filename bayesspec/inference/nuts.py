@@ -46,7 +46,7 @@ def nuts_draws(
     *,
     chains: int = 4,
     warmup: int = 200,
-    draws: int = 500,
+    draws: int = 600,
     target_accept: float = 0.8,
     max_tree_depth: int = 10,
     starts: int = 10,

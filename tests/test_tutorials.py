@@ -1,0 +1,42 @@
+"""The notebooks run from top to bottom, and are kept without their outputs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import bayesspec
+
+TUTORIALS = sorted((Path(__file__).parents[1] / "tutorials").glob("*.ipynb"))
+
+
+@pytest.fixture(params=TUTORIALS, ids=lambda path: path.stem)
+def notebook(request):
+    nbformat = pytest.importorskip("nbformat", reason='needs pip install "bayesspec[tutorials]"')
+    return nbformat.read(request.param, as_version=4)
+
+
+def test_is_kept_without_outputs(notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs
+            assert cell.execution_count is None
+
+
+@pytest.mark.tutorials
+# Its kernels' warnings, not ours: sockets that close late, deprecations of its own event loop.
+@pytest.mark.filterwarnings("default")
+def test_runs(notebook, tmp_path, monkeypatch):
+    """No cell raises, every figure is drawn, and nothing is said on stderr."""
+    nbclient = pytest.importorskip("nbclient", reason='needs pip install "bayesspec[tutorials]"')
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    monkeypatch.setenv("PYTHONPATH", str(Path(bayesspec.__file__).parents[1]), prepend=os.pathsep)
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    figures = sum("image/png" in output.get("data", {}) for output in outputs)
+    source = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    assert figures == source.count("plt.show()") + source.count("res.plot(0)")
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
