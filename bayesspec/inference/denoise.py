@@ -99,7 +99,9 @@ def denoise(
     scan = LatentScan(network)
     rarity = PriorTail(network, seed)
     parts, draws = [], []
-    with progress_bar(f"denoise ({method})", len(usable), enabled=progress) as report:
+    slow = method == "nuts"  # and shows its own bar, draw by draw
+    options |= {"progress": progress} if slow else {}
+    with progress_bar(f"denoise ({method})", len(usable), enabled=progress and not slow) as report:
         for first in range(0, len(usable), batch_size):
             chunk = usable[first : first + batch_size]
             batch = ObservationBatch.from_observations(
