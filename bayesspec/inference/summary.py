@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bayesspec.distributions import NoiseFlow
+from bayesspec.distributions import ClassKDE, NoiseFlow
 from bayesspec.model import StellarModel
 from bayesspec.observation import ObservationBatch
 from bayesspec.runtime import seeded
@@ -40,11 +40,22 @@ class PriorTail:
 
     @torch.no_grad()
     def __init__(self, model: StellarModel, seed: int, draws: int = 4096) -> None:
-        self.prior = model.prior
+        self.prior = prior = model.prior
         with seeded(seed):
             every = torch.arange(len(model.classes), device=model.class_logits.device)
             of_class = self.prior(every)
-            self.sorted = of_class.log_prob(of_class.sample((draws,))).T.sort(-1).values.contiguous()
+            drawn = of_class.sample((draws,)).unbind(1)
+        # Each class by itself: the density of all classes at once would be asked for every class's draws.
+        first = torch.zeros(draws, dtype=torch.long, device=every.device)
+        density = [
+            ClassKDE(
+                first, *(part[k : k + 1] for part in (prior.centres, prior.log_weights, prior.bandwidth))
+            )
+            for k in range(len(drawn))
+        ]
+        self.sorted = torch.stack(
+            [own.log_prob(z).sort().values for own, z in zip(density, drawn, strict=True)]
+        )
 
     def __call__(self, z: Tensor, klass: Tensor) -> Tensor:
         """The score of latents (N, L) in classes (N,)."""
