@@ -193,7 +193,7 @@ class Result:
         if self.draws is None or self.model is None:
             raise BayesspecError(
                 f"method={self.method!r} gives the point of highest density, not a posterior, so "
-                f"{consequence}; use method='nuts'"
+                f"{consequence}; use method='importance'"
             )
 
     @cached_property
