@@ -63,7 +63,7 @@ def nuts_draws(
     in R-hat; a mode that no start leads to does not.
 
     All chains of all stars run in step in one process, and their densities are evaluated together, on the
-    model's device. A star's draws do not depend on the other stars of the batch.
+    model's device. A star's random numbers are its own, whatever other stars the batch has.
 
     References:
         | Hoffman & Gelman 2014, JMLR 15, 1593 (https://arxiv.org/abs/1111.4246)
