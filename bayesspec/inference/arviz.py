@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from arviz import InferenceData
     from xarray import Dataset, DataTree
 
-__all__ = ["ArvizInput", "chain_diagnostics", "import_arviz", "to_arviz"]
+__all__ = ["ArvizInput", "chain_diagnostics", "import_arviz", "pareto_smooth", "to_arviz"]
 
 
 def import_arviz() -> ModuleType:
@@ -57,6 +58,33 @@ def chain_diagnostics(values: ArrayLike) -> dict[str, float]:
         tail = arviz.ess(column, method="tail", prob=(0.05, 0.95))
         found["ess_tail"] = min(found["ess_tail"], float(tail))
     return found
+
+
+def pareto_smooth(log_ratio: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Normalised Pareto-smoothed log weights, (N, S), and Pareto's k, (N,), of log importance ratios (N, S).
+
+    A k that cannot be fitted is infinite.
+
+    References:
+        | Vehtari, Simpson, Gelman, Yao & Gabry 2024, JMLR 25, 72 (https://arxiv.org/abs/1507.02646)
+
+    Example:
+        >>> log_weight, k = pareto_smooth(np.random.default_rng(0).normal(0, 0.3, (2, 1000)))
+        >>> np.exp(log_weight).sum(-1).round(6), bool((k < 0.7).all())
+        (array([1., 1.]), True)
+    """
+    try:
+        from arviz_stats.base import array_stats
+    except ModuleNotFoundError:
+        psislw, sign = import_arviz().psislw, 1.0
+    else:
+        psislw, sign = array_stats.psislw, -1.0  # ArviZ 1.x asks for log likelihoods to leave out
+    smoothed, k = log_ratio - log_ratio.max(-1, keepdims=True), np.full(len(log_ratio), np.inf)
+    for n, row in enumerate(smoothed.copy()):
+        with suppress(ValueError):  # raised where all weights in the tail are the same
+            smoothed[n], k[n] = psislw(sign * row)
+    smoothed -= np.logaddexp.reduce(smoothed, axis=-1, keepdims=True)
+    return smoothed, np.where(np.isnan(k), np.inf, k)
 
 
 @dataclass(frozen=True, eq=False)

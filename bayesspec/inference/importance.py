@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from bayesspec.model import StellarModel
 from bayesspec.observation import ObservationBatch
 
-from .arviz import import_arviz
+from .arviz import pareto_smooth
 from .draws import Draws
 from .newton import Modes, find_modes
 from .proposal import StudentMixture
 from .scan import LatentScan
 from .target import Target
 
-__all__ = ["importance_draws", "pareto_smooth"]
+__all__ = ["importance_draws", "laplace_mixture"]
 
 TRUSTED = 0.7
 """Pareto k above which weights are not to be trusted (Vehtari et al. 2024)."""
@@ -87,23 +87,6 @@ def importance_draws(
         latest = _Round.draw(target.select(rows), mixture, draws, seed + number)
         best.improve(rows, latest)
     return best.to_draws(target)
-
-
-def pareto_smooth(log_ratio: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Normalised smoothed log weights, (N, S), and Pareto's k, (N,), of log importance ratios (N, S).
-
-    By ArviZ, whose releases before 1.0 have it in another place. A k that cannot be fitted is infinite.
-    """
-    try:
-        from arviz_stats.base import array_stats
-    except ModuleNotFoundError:
-        psislw = import_arviz().psislw
-    else:
-        psislw = array_stats.psislw
-    smoothed, k = psislw(log_ratio - log_ratio.max(-1, keepdims=True))
-    smoothed = np.asarray(smoothed)
-    smoothed = smoothed - np.logaddexp.reduce(smoothed, axis=-1, keepdims=True)
-    return smoothed, np.nan_to_num(np.atleast_1d(k).astype(float), nan=np.inf, posinf=np.inf)
 
 
 def laplace_mixture(target: Target, modes: Modes) -> StudentMixture:

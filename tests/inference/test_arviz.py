@@ -9,7 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bayesspec.inference.arviz import ArvizInput, chain_diagnostics, import_arviz, to_arviz
+from bayesspec.inference.arviz import (
+    ArvizInput,
+    chain_diagnostics,
+    import_arviz,
+    pareto_smooth,
+    to_arviz,
+)
 
 arviz = import_arviz()
 MODERN = int(arviz.__version__.split(".")[0]) >= 1
@@ -194,3 +200,24 @@ def test_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_pareto_weights_are_those_of_the_ratios():
+    """Normalised, in the order of the ratios, and all but the tail in proportion to them."""
+    log_ratio = np.random.default_rng(0).normal(5, [[0.1], [1.0], [3.0]], (3, 1000))
+    log_weight, _ = pareto_smooth(log_ratio)
+    np.testing.assert_allclose(np.exp(log_weight).sum(-1), 1, rtol=1e-6)
+    for ratio, weight in zip(log_ratio, log_weight, strict=True):
+        order = ratio.argsort()
+        assert (np.diff(weight[order]) >= -1e-9).all()
+        body = order[:800]
+        np.testing.assert_allclose(np.ptp((weight - ratio)[body]), 0, atol=1e-9)
+
+
+def test_pareto_k_tells_good_weights_from_bad():
+    """Below 0.5 where weights hardly differ, above 0.7 where one outweighs all; equal ones are no error."""
+    widths = np.array([[0.1], [8.0], [0.0]])
+    log_weight, k = pareto_smooth(np.random.default_rng(0).normal(0, 1, (3, 1000)) * widths)
+    assert k[0] < 0.5
+    assert k[1] > 0.7
+    np.testing.assert_allclose(log_weight[2], -np.log(1000), rtol=1e-9)

@@ -1,0 +1,105 @@
+"""Laws of the mixtures that importance sampling draws from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy.stats import kstest
+
+from bayesspec.inference.proposal import StudentMixture
+
+
+@pytest.fixture
+def mixture():
+    """Two mixtures of three components in three dimensions; one has two components in two of them."""
+    rng = torch.Generator().manual_seed(0)
+    mean = torch.randn(2, 3, 3, generator=rng, dtype=torch.float64)
+    root = 0.3 * torch.randn(2, 3, 3, 3, generator=rng, dtype=torch.float64)
+    free = torch.tensor([[True, True, True], [True, True, False]])
+    both = free[:, None, :, None] & free[:, None, None, :]
+    scale = root @ root.mT + 0.2 * torch.eye(3, dtype=torch.float64)
+    scale = torch.where(both, scale, torch.eye(3, dtype=torch.float64))
+    weight = torch.tensor([[0.5, 0.3, 0.2], [0.6, 0.4, 0.0]], dtype=torch.float64)
+    mean = torch.where(free[:, None], mean, 0.0)
+    return StudentMixture(mean, torch.linalg.cholesky(scale), weight.log(), free)
+
+
+def test_density_is_normalised(mixture):
+    """Its integral over the two free dimensions is 1."""
+    line = torch.linspace(-60, 60, 1201, dtype=torch.float64)
+    grid = torch.cartesian_prod(line, line)
+    theta = torch.cat([grid, torch.zeros(len(grid), 1, dtype=torch.float64)], dim=-1)[:, None]
+    total = mixture.select(torch.tensor([1])).log_prob(theta).exp().sum() * (line[1] - line[0]) ** 2
+    assert total == pytest.approx(1, abs=2e-3)
+
+
+def test_density_is_that_of_scipy(mixture):
+    """Component by component, in the dimensions that are free."""
+    from scipy.stats import multivariate_t
+
+    theta = mixture.sample(50, seed=1)
+    for n, dim in enumerate((3, 2)):
+        density = 0.0
+        for mean, factor, weight in zip(
+            mixture.mean[n], mixture.factor[n], mixture.log_weight[n].exp(), strict=True
+        ):
+            scale = (factor @ factor.T)[:dim, :dim].numpy()
+            density = density + float(weight) * multivariate_t(mean[:dim].numpy(), scale, df=5).pdf(
+                theta[:, n, :dim].numpy()
+            )
+        torch.testing.assert_close(mixture.log_prob(theta)[:, n].exp(), torch.as_tensor(density))
+
+
+def test_draws_follow_the_density(mixture):
+    """The draws of a mixture narrowed in one place are those of its marginal there: Kolmogorov-Smirnov."""
+    from scipy.stats import t
+
+    theta = mixture.sample(4096, seed=2)
+    assert (theta[:, 1, 2] == 0).all()
+    for n, d in ((0, 0), (0, 2), (1, 1)):
+        scale = (mixture.factor[n] @ mixture.factor[n].mT).diagonal(dim1=-2, dim2=-1)[:, d].sqrt()
+        parts = list(zip(mixture.log_weight[n].exp(), mixture.mean[n, :, d], scale, strict=True))
+
+        def cdf(x, parts=parts):
+            return sum(float(w) * t(5, float(m), float(s)).cdf(x) for w, m, s in parts)
+
+        assert kstest(theta[:, n, d].numpy(), cdf).pvalue > 0.01
+
+
+def test_a_neighbour_with_more_exposures_changes_no_draw(mixture):
+    """Pinned dimensions added to a batch leave what was there."""
+    wide = StudentMixture(
+        torch.nn.functional.pad(mixture.mean, (0, 2)),
+        torch.nn.functional.pad(mixture.factor, (0, 2, 0, 2))
+        + torch.diag(torch.tensor([0.0, 0, 0, 1, 1], dtype=torch.float64)),
+        mixture.log_weight,
+        torch.nn.functional.pad(mixture.free, (0, 2)),
+    )
+    theta, wider = mixture.sample(100, seed=3), wide.sample(100, seed=3)
+    assert torch.equal(wider[..., :3], theta)
+    torch.testing.assert_close(wide.log_prob(wider), mixture.log_prob(theta))
+
+
+def test_a_star_has_the_same_draws_alone(mixture):
+    """To the last bit."""
+    together = mixture.sample(100, seed=4)
+    for n in range(2):
+        alone = mixture.select(torch.tensor([n])).sample(100, seed=4)
+        assert torch.equal(alone[:, 0], together[:, n])
+
+
+def test_adaptation_brings_the_mixture_to_its_draws(mixture):
+    """Fitted to draws of another mixture, by their weights, it comes closer to it (Kullback-Leibler)."""
+    other = replace(mixture, mean=torch.where(mixture.free[:, None], mixture.mean + 1.5, 0.0))
+    theta = mixture.sample(2048, seed=5)
+    weight = (other.log_prob(theta) - mixture.log_prob(theta)).softmax(0)
+    adapted = mixture.adapted(theta, weight)
+    truth = other.sample(2048, seed=6)
+    before = (other.log_prob(truth) - mixture.log_prob(truth)).mean(0)
+    after = (other.log_prob(truth) - adapted.log_prob(truth)).mean(0)
+    assert (after < 0.5 * before).all()
+    assert (adapted.mean[1, :, 2] == 0).all()
+    torch.testing.assert_close(adapted.log_weight.exp().sum(-1), torch.ones(2, dtype=torch.float64))
+    assert adapted.log_weight[1, 2] == -torch.inf
