@@ -199,4 +199,11 @@ def _updated(curvature: Tensor, step: Tensor, change: Tensor) -> Tensor:
     new = (step * change).sum(-1, keepdim=True)
     update = change[..., None] * change[..., None, :] / new[..., None]
     update = update - bent[..., None] * bent[..., None, :] / old[..., None]
-    return torch.where(old[..., None] > 1e-10, curvature + update, curvature)
+    update = torch.where((old > 1e-10)[..., None], update, 0.0)
+
+    # A step to where the density is not finite teaches nothing, nor does one that rounding has spoilt.
+    updated = curvature + update
+    sound = updated.isfinite().all(-1).all(-1)[:, None, None]
+    updated = torch.where(sound, updated, curvature)
+    positive = torch.linalg.cholesky_ex(updated).info == 0
+    return torch.where(positive[:, None, None], updated, curvature)
