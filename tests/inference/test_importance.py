@@ -194,39 +194,6 @@ def test_runs_on_a_device_without_a_cpu_tensor_in_the_way(toy_model, toy_batch, 
         assert target.log_density(theta).shape == (50, len(toy_batch))
 
 
-@pytest.fixture(scope="module")
-def real_batch(shared_data):
-    """Up to seven unseen stars of each class with unseen real noise: whole, gaps, one arm, two exposures."""
-    from bayesspec.data.library import StarLibrary
-    from bayesspec.data.noise import NoiseLibrary
-    from bayesspec.grid import WavelengthGrid
-
-    grid, rng = WavelengthGrid(), np.random.default_rng(0)
-    stars = StarLibrary.read(shared_data / "stars.fits.gz", grid).clean(60).split("test")
-    files = sorted(shared_data.glob("boss_epochs/spec-73*"))
-    noise = NoiseLibrary.from_files(files, grid).split("test")
-    whole = (~stars.mask).mean(1) > 0.98
-    rows = [rng.permutation(np.flatnonzero(whole & (stars.klass == k)))[:7] for k in range(10)]
-    stars = stars.select(np.concatenate(rows))
-
-    pick = rng.integers(len(noise), size=(len(stars), 2))
-    flux = stars.flux[:, None] + noise.residual[pick]
-    mask = stars.mask[:, None] | noise.mask[pick]
-    for n in range(len(stars)):
-        if n % 5 < 4:
-            mask[n, 1] = True  # one exposure
-        if n % 5 == 1:
-            mask[n, 0, 600:900] = True
-        elif n % 5 == 2:
-            mask[n, 0, 900:] = True
-        elif n % 5 == 3:
-            mask[n, 0, :900] = True
-    seen = ~mask
-    free = (seen.mean(-1) < 0.98) & seen.any(-1)
-    unit = np.where(free, (flux * seen).sum(-1) / seen.sum(-1).clip(1), 1.0)
-    return ObservationBatch.from_arrays(flux / unit[..., None], 0 * flux, mask, unit, free), stars.klass
-
-
 @pytest.mark.slow
 def test_agrees_with_the_lattice_on_real_spectra(real_batch):
     """At least 50 real spectra of all ten classes: evidence, classes, means and widths of each."""
