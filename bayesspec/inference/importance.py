@@ -30,15 +30,15 @@ def importance_draws(
     batch: ObservationBatch,
     *,
     draws: int = 1024,
-    starts: int = 6,
+    starts: int = 4,
     rounds: int = 6,
     seed: int = 0,
     scan: LatentScan | None = None,
 ) -> Draws:
     r"""Draw from :math:`p(z, a \,|\, y)`, the class summed out, with importance weights.
 
-    Climbs from several classes find the modes. Laplace's approximation at each, widened to a Student-t
-    distribution, makes a mixture to draw from; the weights :math:`p(y, z, a) / q(z, a)`, the largest of them
+    Climbs from several classes and places find the modes. Laplace's approximation at each, widened to a
+    Student-t distribution, makes a mixture to draw from; the weights :math:`p(y, z, a) / q(z, a)`, the largest of them
     smoothed by a generalised Pareto fit, make the draws exact. Where the fit's k is above 0.7 the mixture is
     fitted to the weighted draws and drawn from anew, up to `rounds` times; the best round counts. A star
     whose k stays above 0.7 needs NUTS.
@@ -53,7 +53,7 @@ def importance_draws(
         model: The model.
         batch: N stars.
         draws: S, for each star and round; a power of 2 spends the random numbers best.
-        starts: Climbs for each star, cut to the number of classes.
+        starts: Classes whose best training latent is a start, and further starts that are far apart.
         rounds: Most refinements.
         seed: Of the random numbers.
         scan: `LatentScan(model)`, where it is at hand already.

@@ -61,7 +61,7 @@ def quadrature(
     batch: ObservationBatch,
     *,
     tolerance: float = 1e-3,
-    starts: int = 10,
+    starts: int = 6,
     max_points: int = 200_000,
     scan: LatentScan | None = None,
 ) -> Quadrature:
@@ -78,7 +78,7 @@ def quadrature(
         batch: N stars, each of at most 5 latents and free scales together.
         tolerance: For the evidence's logarithm, class probabilities, and z's mean and standard deviation in
             units of the latter.
-        starts: Climbs for each star, cut to the number of classes.
+        starts: Classes whose best training latent is a start, and further starts that are far apart.
         max_points: Of a lattice; a star that needs more keeps the results of the last but one, and its
             `error` says how good they are.
         scan: `LatentScan(model)`, where it is at hand already.

@@ -13,6 +13,10 @@ from bayesspec.observation import ObservationBatch
 __all__ = ["LatentScan", "Starts"]
 
 
+APART = 0.15
+"""Distance, in per-pixel rms, from which on two latents are different places to start from."""
+
+
 class Starts(NamedTuple):
     """S starts for each of N spectra, the likeliest first."""
 
@@ -68,6 +72,22 @@ class LatentScan:
         return Starts(
             self.z[row], log_scale.transpose(1, 2)[torch.arange(n, device=row.device)[:, None], row], klass
         )
+
+    @torch.no_grad()
+    def spread(self, batch: ObservationBatch, count: int) -> Starts:
+        """The best latents of any class that are `APART` from each other, with the scales that fit them.
+
+        Where one arm is all there is, spectra far apart may fit it: their modes may be of one class.
+        """
+        score, log_scale = self._fit(batch)
+        star = torch.arange(len(batch), device=score.device)
+        rows = []
+        for _ in range(count):
+            rows.append(score.argmax(-1))
+            near = (self.z - self.z[rows[-1]][:, None]).square().sum(-1) < APART**2
+            score = torch.where(near, -torch.inf, score)
+        row = torch.stack(rows, dim=-1)
+        return Starts(self.z[row], log_scale.transpose(1, 2)[star[:, None], row], self.klass[row])
 
     def _fit(self, batch: ObservationBatch) -> tuple[Tensor, Tensor]:
         """Approximate log posterior of every latent, (N, M), and its log scales, (N, E, M)."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from bayesspec.inference.scan import LatentScan
+from bayesspec.inference.scan import APART, LatentScan
 from bayesspec.observation import ObservationBatch
 
 
@@ -46,3 +46,14 @@ def test_known_scales_stay(toy_model, toy_batch):
     spoiled = replace(toy_batch, flux=torch.where(toy_batch.mask, torch.nan, toy_batch.flux))
     for clean, dirty in zip(starts, scan.starts(spoiled, 3), strict=True):
         assert torch.equal(clean, dirty)
+
+
+def test_spread_starts_are_apart(toy_model, toy_batch):
+    """No two are closer than APART, the first is the best of all classes, and known scales stay."""
+    scan = LatentScan(toy_model)
+    spread = scan.spread(toy_batch, 4)
+    distance = torch.cdist(spread.z, spread.z) + torch.eye(4)
+    assert (distance >= APART - 1e-4).all()
+    assert torch.equal(spread.z[:, 0], scan.starts(toy_batch, 1).z[:, 0])
+    known = ~toy_batch.free_scale[:, None].expand_as(spread.log_scale)
+    assert (spread.log_scale[known] == 0).all()
