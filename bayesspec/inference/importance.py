@@ -38,10 +38,10 @@ def importance_draws(
     r"""Draw from :math:`p(z, a \,|\, y)`, the class summed out, with importance weights.
 
     Climbs from several classes and places find the modes. Laplace's approximation at each, widened to a
-    Student-t distribution, makes a mixture to draw from; the weights :math:`p(y, z, a) / q(z, a)`, the largest of them
-    smoothed by a generalised Pareto fit, make the draws exact. Where the fit's k is above 0.7 the mixture is
-    fitted to the weighted draws and drawn from anew, up to `rounds` times; the best round counts. A star
-    whose k stays above 0.7 needs NUTS.
+    Student-t distribution, makes a mixture to draw from; the weights :math:`p(y, z, a) / q(z, a)`, the
+    largest of them smoothed by a generalised Pareto fit, make the draws exact. Where the fit's k is above 0.7
+    the mixture is fitted to the weighted draws and drawn from anew, up to `rounds` times; the best round
+    counts. A star whose k stays above 0.7 needs NUTS.
 
     Every star is given the same random numbers: its draws depend on the seed, not on its neighbours.
 
