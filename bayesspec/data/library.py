@@ -23,7 +23,7 @@ CLASSES = ("O", "B", "A", "F", "G", "K", "M", "CV", "Carbon", "WD")
 DUPLICATE_DISTANCE = {"template": 0.01, "model": 0.005}
 """Per-pixel rms below which two templates, or two theoretical spectra, count as one star."""
 
-MODEL_VOTE = 0.2
+MODEL_VOTE = 0.5
 """Vote of a theoretical spectrum beside that of a real one: grids are dense where there is no star."""
 
 

@@ -67,6 +67,7 @@ def train_generator(
     recipe: GeneratorRecipe,
     *,
     seed: int,
+    start: tuple[Encoder, Generator] | None = None,
     checkpoint: Path | None = None,
     progress: bool = False,
 ) -> tuple[Encoder, Generator]:
@@ -79,6 +80,7 @@ def train_generator(
         library: Clean training spectra.
         recipe: Sizes, steps and weights.
         seed: Of the weights, the batches and the corruptions.
+        start: Networks of the same sizes to take the first weights from.
         checkpoint: File to resume from, see `minimise`.
         progress: Show a bar on stderr.
     """
@@ -90,6 +92,10 @@ def train_generator(
     with torch.no_grad():
         observed = ~library.mask * weights[:, None]
         generator.mean.copy_(torch.as_tensor((library.flux * observed).sum(0) / observed.sum(0)))
+
+    if start is not None:
+        encoder.load_state_dict(start[0].state_dict())
+        generator.load_state_dict(start[1].state_dict())
 
     flux, mask = torch.as_tensor(library.flux), torch.as_tensor(library.mask)
     chance = torch.as_tensor(weights)

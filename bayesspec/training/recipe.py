@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from bayesspec.bundle import save_model
+from bayesspec.bundle import load_model, save_model
 from bayesspec.data.library import CLASSES, StarLibrary
 from bayesspec.data.noise import NoiseLibrary
 from bayesspec.exceptions import BayesspecError
@@ -42,6 +42,8 @@ class Recipe:
         generator: Encoder and generator.
         noise: Noise flow.
         seed: Of everything random.
+        start: A bundle, by name or folder, whose encoder and generator are trained further instead of new
+            ones: to adapt a model to another survey, or to go on. Sizes have to be the same.
 
     Example:
         >>> recipe = Recipe.named("kang2021")
@@ -57,6 +59,7 @@ class Recipe:
     generator: GeneratorRecipe = field(default_factory=GeneratorRecipe)
     noise: NoiseRecipe = field(default_factory=NoiseRecipe)
     seed: int = 2021
+    start: str = ""
 
     @classmethod
     def named(cls, name: str) -> Recipe:
@@ -131,6 +134,7 @@ def train(
     if (out / "model.json").exists():
         raise BayesspecError(f"{out}: there is a finished bundle already")
     checkpoints = _checkpoints(out, recipe, resume)
+    begin = load_model(recipe.start) if recipe.start else None
     stars = StarLibrary.read(library, recipe.grid).clean(recipe.min_snr)
     exposures = NoiseLibrary.from_files(noise, recipe.grid)
     train_stars, train_exposures = stars.split("train"), exposures.split("train")
@@ -143,6 +147,7 @@ def train(
         train_stars,
         recipe.generator,
         seed=recipe.seed,
+        start=None if begin is None else (begin.encoder, begin.generator),
         checkpoint=checkpoints / "generator.safetensors",
         progress=progress,
     )
@@ -169,6 +174,9 @@ def train(
             "training_exposures": len(train_exposures),
             "training_epochs": sorted({str(epoch) for epoch in train_exposures.epoch}),
             "bandwidths": dict(zip(CLASSES, prior.bandwidth.tolist(), strict=True)),
+            "start": None
+            if begin is None
+            else {key: begin.card.get(key) for key in ("name", "sha256", "recipe")},
             "torch": torch.__version__,
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
         },

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from astropy.table import Table
 
 import bayesspec
@@ -105,3 +107,15 @@ def test_too_little_to_test_on_is_said(survey, tmp_path):
     """One night cannot be split into training and test."""
     with pytest.raises(BayesspecError, match=r"no (training|test) night is among"):
         train([survey / "stars.fits"], files(survey)[:1], tmp_path / "out", TINY)
+
+
+def test_training_goes_on_from_a_bundle(survey, bundle, tmp_path):
+    """No step from a start gives the start's networks; the card says what it was."""
+    still = Recipe.from_dict({**TINY.to_dict(), "start": str(bundle)})
+    still = replace(still, generator=replace(still.generator, steps=1, learning_rate=0.0))
+    further = load_model(train([survey / "stars.fits"], files(survey), tmp_path / "further", still))
+    begin = load_model(bundle)
+    for part in ("encoder", "generator"):
+        state = getattr(begin, part).state_dict()
+        assert all(torch.equal(v, state[k]) for k, v in getattr(further, part).state_dict().items())
+    assert further.card["provenance"]["start"]["sha256"] == begin.card["sha256"]
