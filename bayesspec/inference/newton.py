@@ -46,7 +46,7 @@ def newton_estimate(
     batch: ObservationBatch,
     *,
     classes: Literal["joint", "marginal"] = "joint",
-    starts: int = 3,
+    starts: int = 4,
     iterations: int = 40,
     scan: LatentScan | None = None,
 ) -> MapEstimate:
@@ -90,7 +90,7 @@ def find_modes(
     batch: ObservationBatch,
     *,
     classes: Literal["joint", "marginal"] = "marginal",
-    starts: int = 3,
+    starts: int = 4,
     iterations: int = 40,
     scan: LatentScan | None = None,
 ) -> Modes:
