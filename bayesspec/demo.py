@@ -21,6 +21,7 @@ from .model import StellarModel
 from .observation import Observation
 from .pipeline import denoise_files
 from .plotting import plot_star
+from .runtime import seeded
 
 __all__ = ["Demonstration", "example_star", "noisy_exposures", "run_demo", "to_sdss"]
 
@@ -127,8 +128,7 @@ def noisy_exposures(
     Two cosmic rays hit: the one that the pipeline found is flagged FULLREJECT. The gap is flagged NODATA.
     """
     wavelength = model.grid.wavelength
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         loc = torch.as_tensor(truth, dtype=torch.float32)
         draws = NoiseFlow(loc, model.noise).sample((EXPOSURES + 256,)).numpy().astype(float)
     flux, sigma = draws[:EXPOSURES], np.std(draws[EXPOSURES:] - truth, axis=0)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from bayesspec.runtime import own_random_state
+
 __all__ = ["run_together"]
 
 Task = Callable[[Callable[[Any], Any]], Any]
@@ -42,7 +44,7 @@ def run_together(
     """
     runners = [_Runner(task, seed) for task, seed in zip(tasks, seeds, strict=True)]
     try:
-        with torch.random.fork_rng(devices=[]):
+        with own_random_state():
             for runner in runners:
                 runner.start()
                 runner.resume(None)

@@ -1,4 +1,4 @@
-"""One training loop for every network: deterministic, checkpointed without pickles, resumable."""
+"""One training loop for every network: deterministic, checkpointed as safetensors, resumable."""
 
 from __future__ import annotations
 
