@@ -23,9 +23,6 @@ CLASSES = ("O", "B", "A", "F", "G", "K", "M", "CV", "Carbon", "WD")
 DUPLICATE_DISTANCE = {"template": 0.01, "model": 0.005}
 """Per-pixel rms below which two templates, or two theoretical spectra, count as one star."""
 
-MODEL_VOTE = 0.5
-"""Vote of a theoretical spectrum beside that of a real one: grids are dense where there is no star."""
-
 
 @dataclass(frozen=True, eq=False)
 class StarLibrary:
@@ -88,19 +85,20 @@ class StarLibrary:
         count = np.bincount(self.klass[high], minlength=len(CLASSES))
         return self.select(high | ((count[self.klass] < thin) & (self.snr >= thin_snr)))
 
-    def votes(self) -> NDArray[np.float64]:
-        """Weight of each row, (N,): a star's spectra share one vote, a theoretical one has `MODEL_VOTE`."""
+    def votes(self, model_vote: float = 1.0) -> NDArray[np.float64]:
+        """Weight of each row, (N,): a star's spectra share one vote, a theoretical star's `model_vote`."""
         _, star, per_star = np.unique(self.star, return_inverse=True, return_counts=True)
-        return np.where(self.kind == "model", MODEL_VOTE, 1.0) / per_star[star]
+        return np.where(self.kind == "model", model_vote, 1.0) / per_star[star]
 
-    def sampling_weights(self, balance: float = 1.0) -> NDArray[np.float64]:
+    def sampling_weights(self, balance: float = 1.0, model_vote: float = 1.0) -> NDArray[np.float64]:
         """Probability of each row in training, (N,): by its vote, and by its class.
 
         Arguments:
             balance: 1 gives every class the same share, 0 every vote; between them class shares are
                 proportional to (votes of the class)**(1 - balance).
+            model_vote: Vote of a theoretical star beside that of a real one.
         """
-        vote = self.votes()
+        vote = self.votes(model_vote)
         total = np.bincount(self.klass, weights=vote, minlength=len(CLASSES))
         weight = vote * total[self.klass] ** -balance
         return weight / weight.sum()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .generator import Generator
 
-__all__ = ["isometry_loss", "match_unit", "reconstruction_loss"]
+__all__ = ["isometry_loss", "match_unit", "reconstruction_loss", "tolerant"]
 
 
 def match_unit(flux: Tensor, mask: Tensor, spectrum: Tensor) -> Tensor:
@@ -36,6 +36,19 @@ def reconstruction_loss(flux: Tensor, mask: Tensor, spectrum: Tensor) -> Tensor:
     """
     difference = torch.where(mask, 0.0, match_unit(flux, mask, spectrum) - spectrum)
     return difference.square().sum(-1) / (~mask).sum(-1).clamp_min(1)
+
+
+def tolerant(loss: Tensor, tolerance: float) -> Tensor:
+    r"""A loss whose pull fades beyond a tolerance t, :math:`t \log(1 + l / t)`; the loss itself for t = 0.
+
+    A spectrum that L latents cannot express, such as one with strong emission lines, has a loss many times
+    that of the others. Under the plain mean it would bend the surface that fits them.
+
+    Example:
+        >>> tolerant(torch.tensor([1e-6, 1.0]), 1e-3)
+        tensor([9.9950e-07, 6.9088e-03])
+    """
+    return tolerance * torch.log1p(loss / tolerance) if tolerance else loss
 
 
 def isometry_loss(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bayesspec.data.library import StarLibrary
 from bayesspec.nn import Encoder, Generator
-from bayesspec.nn.isometry import isometry_loss, reconstruction_loss
+from bayesspec.nn.isometry import isometry_loss, reconstruction_loss, tolerant
 from bayesspec.runtime import seeded
 
 from .loop import minimise
@@ -36,6 +36,7 @@ class GeneratorRecipe:
         weight_decay: Of AdamW.
         radius: |delta| of eq. (10), per-pixel rms.
         isometry_weight: Weight of the squared relative error of a distance; eq. (10) has radius**2.
+        tolerance: Reconstruction loss beyond which a spectrum pulls less (`tolerant`); 0 is eq. (10).
         balance: 1 draws every class equally often, 0 every star.
         corrupted: Share of spectra that the encoder sees with noise and a gap.
     """
@@ -46,14 +47,15 @@ class GeneratorRecipe:
     strides: tuple[int, ...] = (4, 8)
     encoder_hidden: int = 128
     encoder_channels: tuple[int, ...] = (16, 32, 64)
-    steps: int = 20_000
+    steps: int = 36_000
     batch_size: int = 128
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     radius: float = 0.1
-    isometry_weight: float = 0.02
+    isometry_weight: float = 0.012
+    tolerance: float = 3e-3
     balance: float = 0.6
-    corrupted: float = 0.25
+    corrupted: float = 0.15
 
 
 class _Autoencoder(nn.Module):
@@ -67,6 +69,7 @@ def train_generator(
     recipe: GeneratorRecipe,
     *,
     seed: int,
+    model_vote: float = 1.0,
     start: tuple[Encoder, Generator] | None = None,
     checkpoint: Path | None = None,
     progress: bool = False,
@@ -80,6 +83,7 @@ def train_generator(
         library: Clean training spectra.
         recipe: Sizes, steps and weights.
         seed: Of the weights, the batches and the corruptions.
+        model_vote: How often a theoretical star is drawn beside a real one of its class.
         start: Networks of the same sizes to take the first weights from.
         checkpoint: File to resume from, see `minimise`.
         progress: Show a bar on stderr.
@@ -88,7 +92,7 @@ def train_generator(
     with seeded(seed):
         encoder = Encoder(recipe.latent_dim, size, recipe.encoder_hidden, recipe.encoder_channels)
         generator = Generator(recipe.latent_dim, size, recipe.hidden, recipe.channels, recipe.strides)
-    weights = library.sampling_weights(recipe.balance)
+    weights = library.sampling_weights(recipe.balance, model_vote)
     with torch.no_grad():
         observed = ~library.mask * weights[:, None]
         generator.mean.copy_(torch.as_tensor((library.flux * observed).sum(0) / observed.sum(0)))
@@ -105,7 +109,7 @@ def train_generator(
         target, missing = flux[rows], mask[rows]
         z = encoder(*_corrupt(target, missing, recipe.corrupted, rng))
         spectrum = generator(z)
-        reconstruction = reconstruction_loss(target, missing, spectrum)
+        reconstruction = tolerant(reconstruction_loss(target, missing, spectrum), recipe.tolerance)
         isometry = isometry_loss(generator, z, spectrum, recipe.radius, rng=rng)
         return (reconstruction + recipe.isometry_weight * isometry).mean()
 

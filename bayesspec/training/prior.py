@@ -17,7 +17,7 @@ BANDWIDTHS = np.geomspace(0.02, 0.5, 20)
 2 % of a flux calibration, which grids of models do not know: hence the least."""
 
 
-def fit_prior(z: NDArray, stars: StarLibrary, n_class: int) -> LatentPrior:
+def fit_prior(z: NDArray, stars: StarLibrary, n_class: int, model_vote: float = 1.0) -> LatentPrior:
     """Fit p(z | C): scikit-learn chooses each class's bandwidth by cross-validation over its real stars.
 
     A star's spectra are held out together. Theoretical spectra are kernels too, but none is held out: how
@@ -25,8 +25,9 @@ def fit_prior(z: NDArray, stars: StarLibrary, n_class: int) -> LatentPrior:
 
     Arguments:
         z: Latents, (N, L).
-        stars: What they are latents of: class, identity, kind and votes.
+        stars: What they are latents of: class, identity and kind.
         n_class: Number of classes; each needs at least two real stars.
+        model_vote: Weight of a theoretical star's kernel beside that of a real one's.
 
     Raises:
         ValueError: if a class has fewer than two real stars.
@@ -44,6 +45,6 @@ def fit_prior(z: NDArray, stars: StarLibrary, n_class: int) -> LatentPrior:
         search = GridSearchCV(KernelDensity(), {"bandwidth": BANDWIDTHS}, cv=splits, error_score="raise")
         search.fit(z[rows])
         latents.append(z[rows])
-        weights.append(own.votes())
+        weights.append(own.votes(model_vote))
         bandwidths.append(search.best_params_["bandwidth"])
     return LatentPrior.from_classes(latents, bandwidths, weights)

@@ -39,6 +39,8 @@ class Recipe:
         name: Of the bundle.
         grid: Wavelength grid.
         min_snr: Training spectra of well-filled classes are above this S/N.
+        model_vote: Vote of a theoretical spectrum beside that of a real star, in training and in the class
+            prior: grids of models are dense where there is no star.
         generator: Encoder and generator.
         noise: Noise flow.
         seed: Of everything random.
@@ -56,6 +58,7 @@ class Recipe:
     name: str = "kang2021"
     grid: WavelengthGrid = field(default_factory=WavelengthGrid)
     min_snr: float = 30.0
+    model_vote: float = 0.5
     generator: GeneratorRecipe = field(default_factory=GeneratorRecipe)
     noise: NoiseRecipe = field(default_factory=NoiseRecipe)
     seed: int = 2021
@@ -146,13 +149,14 @@ def train(
     encoder, generator = train_generator(
         train_stars,
         recipe.generator,
+        model_vote=recipe.model_vote,
         seed=recipe.seed,
         start=None if begin is None else (begin.encoder, begin.generator),
         checkpoint=checkpoints / "generator.safetensors",
         progress=progress,
     )
     z = encode(encoder, train_stars)
-    prior = fit_prior(z, train_stars, len(CLASSES))
+    prior = fit_prior(z, train_stars, len(CLASSES), recipe.model_vote)
     network = train_noise(
         train_exposures,
         recipe.noise,
