@@ -1,4 +1,4 @@
-"""The command line: `bayesspec denoise | demo | info | train`.
+"""The command line: `bayesspec denoise | demo | info | train | bench`.
 
 Nothing heavy is imported before a command runs, so that --help is quick. Results go to stdout, everything
 else to stderr. Exit status: 0 all well, 1 an input failed, 2 the command was not understood or cannot run.
@@ -229,6 +229,52 @@ def train(
     chosen = Recipe.read(recipe) if Path(recipe).is_file() else Recipe.named(recipe)
     bundle = run(library, _expand(noise), out, chosen, resume=not restart, progress=sys.stderr.isatty())
     typer.echo(bundle)
+
+
+bench = typer.Typer(help="Measure how fast the engines are, beside those of others.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command()
+def posterior(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE", help="Spectra that cover the whole grid: SDSS, LAMOST, text."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Table of all runs (ECSV).")] = Path("bench.ecsv"),
+    model: Annotated[str, typer.Option(help="A shipped model, or the folder of a bundle.")] = "kang2021",
+    draws: Annotated[int, typer.Option(min=50, help="Of each NumPyro chain.")] = 500,
+    stock_draws: Annotated[int, typer.Option(min=20, help="Of Pyro's chain; as many of warm-up.")] = 200,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+) -> None:
+    """Effective draws per core-second of the posterior, on one density and the same spectra.
+
+    Importance sampling and NUTS of this package, Pyro's NUTS as its manual has it, and NumPyro's.
+
+    Needs NumPyro: pip install "bayesspec\\[bench]". Slow: minutes a spectrum, nearly all of them Pyro's.
+
+    [bold]Example[/bold]: bayesspec bench posterior spec-*.fits -o bench.ecsv
+    """
+    from .evaluation.bench import bench_posterior, ratios
+    from .io import read
+    from .observation import ObservationBatch
+    from .terminal import print_table
+
+    if out.exists() and not overwrite:
+        raise BayesspecError(f"{out}: is there already; --overwrite replaces it")
+    network = _load(model, "cpu")
+    batch = ObservationBatch.from_observations([read(file) for file in files], network.grid)
+    table = bench_posterior(
+        network, batch, draws=draws, stock_draws=stock_draws, seed=seed, progress=sys.stderr.isatty()
+    )
+    table.write(out, overwrite=True)
+    speeds = {other: list(found.values()) for other, found in ratios(table).items()}
+    print_table(
+        ["importance is faster than", "median ratio", "not counting warm-up"],
+        [[other, *(f"{value:.0f}" for value in found)] for other, found in speeds.items()],
+    )
+    _say(f"{len(batch)} spectra, runs in {out}")
 
 
 def _load(model: str, device: str) -> StellarModel:

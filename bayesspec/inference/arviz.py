@@ -34,8 +34,9 @@ def chain_diagnostics(values: ArrayLike) -> dict[str, float]:
         values: (chains, draws) or (chains, draws, P), P quantities.
 
     Returns:
-        `r_hat`, `ess_bulk`, `ess_tail`; an R-hat that does not exist (less than four draws, or chains that
-        do not move) is infinite, so is not taken for a good one, and its effective sample sizes are 0.
+        `r_hat`, `ess_bulk`, `ess_tail`; an R-hat that does not exist (less than eight draws, or chains that
+        do not move) is infinite, so is not taken for a good one, and its effective sample sizes are 0. One
+        chain alone is taken for two, its halves.
 
     References:
         | Vehtari, Gelman, Simpson, Carpenter & Bürkner 2021, Bayesian Analysis 16, 667
@@ -48,12 +49,15 @@ def chain_diagnostics(values: ArrayLike) -> dict[str, float]:
     """
     arviz = import_arviz()
     values = np.asarray(values, dtype=float)
+    if len(values) == 1:
+        half = values.shape[1] // 2
+        values = np.stack([values[0, :half], values[0, half : 2 * half]])
     columns = values.reshape(*values.shape[:2], -1).transpose(2, 0, 1)
     found = {"r_hat": 1.0, "ess_bulk": np.inf, "ess_tail": np.inf}
     for column in columns:
         if column.shape[1] < 4 or not (np.ptp(column, axis=1) > 0).all():
             return {"r_hat": np.inf, "ess_bulk": 0.0, "ess_tail": 0.0}
-        found["r_hat"] = max(found["r_hat"], float(arviz.rhat(column)))
+        found["r_hat"] = max(float(arviz.rhat(column)), found["r_hat"])
         found["ess_bulk"] = min(found["ess_bulk"], float(arviz.ess(column, method="bulk")))
         tail = arviz.ess(column, method="tail", prob=(0.05, 0.95))
         found["ess_tail"] = min(found["ess_tail"], float(tail))

@@ -185,6 +185,15 @@ def test_diagnostics_tell_good_chains_from_bad_ones():
     assert chain_diagnostics(good[:, :3])["r_hat"] == np.inf
 
 
+def test_one_chain_is_held_against_itself():
+    """A chain alone that drifts is not taken for one that has converged."""
+    good = np.random.default_rng(3).standard_normal((1, 600, 2))
+    assert chain_diagnostics(good)["r_hat"] < 1.01
+    drifting = good + np.linspace(0, 3, 600)[:, None]
+    assert chain_diagnostics(drifting)["r_hat"] > 1.1
+    assert chain_diagnostics(good[:, :6])["r_hat"] == np.inf
+
+
 def test_worst_quantity_counts():
     values = np.random.default_rng(2).standard_normal((4, 300, 3))
     values[1, :, 2] += 2.0

@@ -1,0 +1,76 @@
+"""The benchmark compares engines on one density: the one in JAX has to be the model's."""
+
+import numpy as np
+import pytest
+import torch
+from astropy.table import Table
+
+from bayesspec import Observation, load_model
+from bayesspec.evaluation.bench import bench_posterior, ratios
+from bayesspec.exceptions import BayesspecError
+from bayesspec.inference.map import log_joint
+from bayesspec.observation import ObservationBatch
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("kang2021")
+
+
+def star(model, *, gap=False, name="star"):
+    """Noise about a spectrum of the model, of known scale, some pixels missing."""
+    rng = np.random.default_rng(5)
+    clean = model.generator(model.prior.centres[3, 0]).numpy()
+    mask = rng.random(2048) < 0.02
+    mask[700:900] |= gap
+    flux = clean + 0.1 * rng.standard_normal(2048)
+    return Observation(model.grid.wavelength, flux, mask=mask, name=name, scale=1.0)
+
+
+def test_ratios_are_the_median_over_stars():
+    """Engines are compared star by star."""
+    speed = {"importance": [100.0, 200.0, 900.0], "pyro": [1.0, 10.0, 3.0], "numpyro": [50.0, 20.0, 90.0]}
+    rows = [(f"s{n}", name, x[n], 2 * x[n]) for n in range(3) for name, x in speed.items()]
+    table = Table(rows=rows, names=["star", "engine", "ess_per_second", "ess_per_second_after_warmup"])
+    found = ratios(table)
+    assert found["pyro"]["ess_per_second"] == pytest.approx(100)
+    assert found["numpyro"]["ess_per_second"] == pytest.approx(10)
+    assert found["numpyro"]["ess_per_second_after_warmup"] == pytest.approx(10)
+
+
+def test_refuses_what_the_density_in_jax_is_not_for(model):
+    """Free scales and several exposures are not in it."""
+    half = Observation(model.grid.wavelength, np.ones(2048), mask=np.arange(2048) > 1200)
+    batch = ObservationBatch.from_observations([half], model.grid)
+    with pytest.raises(BayesspecError, match="one exposure that covers"):
+        bench_posterior(model, batch)
+
+
+@pytest.mark.parametrize("gap", [False, True])
+def test_density_in_jax_is_the_models(model, gap):
+    """Value by value, near the star and far from it, with and without missing pixels."""
+    pytest.importorskip("jax", reason="NumPyro and JAX are for the benchmark only")
+    from bayesspec.evaluation.jax_density import jax_log_density
+
+    batch = ObservationBatch.from_observations([star(model, gap=gap)], model.grid)
+    z = model.prior.centres[:, :4].flatten(0, 1)
+    here, _ = log_joint(model, batch.select([0] * len(z)), z, torch.zeros(len(z), 1), classes="marginal")
+    density = jax_log_density(model)
+    there = [float(density(row, batch.flux[0, 0].numpy(), batch.mask[0, 0].numpy())) for row in z.numpy()]
+    np.testing.assert_allclose(there, here.numpy(), rtol=1e-5, atol=0.02)
+
+
+@pytest.mark.slow
+def test_every_engine_runs_on_every_star(model):
+    """A row for each star and engine, and the random numbers of the caller as they were."""
+    pytest.importorskip("numpyro", reason="NumPyro and JAX are for the benchmark only")
+    batch = ObservationBatch.from_observations(
+        [star(model, name="a"), star(model, gap=True, name="b")], model.grid
+    )
+    state = torch.get_rng_state()
+    table = bench_posterior(model, batch, warmup=60, draws=60, stock_draws=20)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert list(table["star"]) == ["a"] * 4 + ["b"] * 4
+    assert set(table["engine"]) == {"importance", "nuts", "pyro", "numpyro"}
+    assert (table["ess"] > 0).all()
+    assert (table["core_seconds"] > table["warmup"]).all()
