@@ -1,0 +1,198 @@
+"""What is done to a clean spectrum in each benchmark set: noise of real exposures, and then worse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+# A formula that imports nothing of this package.
+from bayesspec.evaluation.der_snr import der_snr
+from bayesspec.grid import WavelengthGrid
+from bayesspec.observation import FULL_COVERAGE
+
+from .injection import cosmic_rays, sky_residuals
+
+if TYPE_CHECKING:
+    from .benchmark import BenchmarkRecipe
+
+__all__ = ["SETS", "Exposures", "Truth"]
+
+ARM_BORDER = 6000.0
+"""Angstrom; where the blue arm of BOSS and of LAMOST hands over to the red one."""
+
+
+class Truth(NamedTuple):
+    """One clean spectrum, (D,)."""
+
+    flux: NDArray
+    mask: NDArray
+
+
+class Exposures(NamedTuple):
+    """E noisy exposures of it: flux, ivar and mask, each (E, D), and the E nights of their noise."""
+
+    flux: NDArray
+    ivar: NDArray
+    mask: NDArray
+    epoch: NDArray
+
+    def without(self, removed: NDArray) -> Exposures:
+        """The same with pixels (D,) removed."""
+        return self._replace(mask=self.mask | removed)
+
+
+Condition = dict[str, float | str]
+Expose = Callable[[int], Exposures]
+Noisy = tuple[Exposures, Condition]
+Builder = Callable[[Truth, Expose, np.random.Generator, WavelengthGrid, "BenchmarkRecipe"], Iterator[Noisy]]
+
+
+def _plain(
+    truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, recipe: BenchmarkRecipe
+) -> Iterator[Noisy]:
+    yield expose(1), {}
+
+
+def _interval(
+    truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, recipe: BenchmarkRecipe
+) -> Iterator[Noisy]:
+    exposure = expose(1)
+    low, high = recipe.random_gap
+    width = int(rng.integers(low, high + 1))
+    first = int(rng.integers(0, grid.size - width + 1))
+    yield exposure.without(_between(grid, first, first + width)), {"gap_width": width, "gap_start": first}
+
+
+def _gaps(
+    truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, recipe: BenchmarkRecipe
+) -> Iterator[Noisy]:
+    """Of complete spectra alone: an end that the truth does not have cannot be removed."""
+    if (~truth.mask).mean() < FULL_COVERAGE:
+        return
+    exposure = expose(1)
+    for width in recipe.gap_widths:
+        starts = {"blue end": 0, "middle": (grid.size - width) // 2, "red end": grid.size - width}
+        for place, first in starts.items():
+            removed = _between(grid, first, first + width)
+            yield exposure.without(removed), {"gap_width": width, "gap_place": place}
+
+
+def _der_snr(
+    truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, recipe: BenchmarkRecipe
+) -> Iterator[Noisy]:
+    """The exposure's own noise and Gaussian noise on top; its own less, where it alone is too much."""
+    exposure = expose(1)
+    own, white = exposure.flux[0] - truth.flux, rng.standard_normal(grid.size)
+    mask = exposure.mask[0]
+    for level in recipe.levels:
+        share = _solve(lambda a: der_snr(truth.flux + a * own, mask), level, 1.0)
+        extra = 0.0
+        if share == 1.0:
+            extra = _solve(lambda b: der_snr(truth.flux + own + b * white, mask), level, 10.0)
+        variance = share**2 * _variance(exposure.ivar) + extra**2
+        yield (
+            exposure._replace(
+                flux=truth.flux + share * own[None] + extra * white,
+                ivar=np.where(exposure.ivar > 0, 1 / np.maximum(variance, 1e-30), 0.0),
+            ),
+            {"level": level, "noise_share": share, "gaussian": extra},
+        )
+
+
+def _sky(
+    truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, recipe: BenchmarkRecipe
+) -> Iterator[Noisy]:
+    """The pipeline flags nothing, and its ivar stays as it was."""
+    exposure = expose(1)
+    sigma = _sigma(exposure, truth)
+    sky, hits = sky_residuals(grid, sigma, rng), cosmic_rays(sigma, rng)
+    yield (
+        exposure._replace(flux=exposure.flux + sky + hits),
+        {"sky_pixels": int((np.abs(sky) > sigma).sum()), "cosmic_pixels": int((hits > 0).sum())},
+    )
+
+
+def _arms(
+    truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, recipe: BenchmarkRecipe
+) -> Iterator[Noisy]:
+    exposure = expose(1)
+    factor = 1 + rng.choice([-1, 1]) * rng.uniform(0.05, 0.20)
+    scale = np.where(grid.wavelength > ARM_BORDER, factor, 1.0)
+    yield (
+        exposure._replace(flux=exposure.flux * scale, ivar=exposure.ivar / scale**2),
+        {"red_factor": float(factor)},
+    )
+
+
+def _visits(
+    truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, recipe: BenchmarkRecipe
+) -> Iterator[Noisy]:
+    count = int(rng.integers(2, 7))
+    yield expose(count), {"exposures": count}
+
+
+def _high_snr(
+    truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, recipe: BenchmarkRecipe
+) -> Iterator[Noisy]:
+    exposure = expose(1)
+    now = 1 / np.median(_sigma(exposure, truth)[~exposure.mask[0]])
+    for target in recipe.high_snr:
+        share = now / target
+        noise = exposure.flux - truth.flux
+        yield (
+            exposure._replace(flux=truth.flux + share * noise, ivar=exposure.ivar / share**2),
+            {"snr": target, "noise_share": float(share)},
+        )
+
+
+def _one_arm(
+    truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, recipe: BenchmarkRecipe
+) -> Iterator[Noisy]:
+    exposure = expose(1)
+    blue = grid.wavelength <= ARM_BORDER
+    for arm, removed in (("blue", ~blue), ("red", blue)):
+        yield exposure.without(removed), {"arm": arm}
+
+
+def _sigma(exposure: Exposures, truth: Truth) -> NDArray[np.float64]:
+    """Standard deviation of an exposure's noise, (D,): the pipeline's, or one for all pixels by the bulk."""
+    seen = ~exposure.mask[0]
+    bulk = 1.4826 * np.median(np.abs((exposure.flux[0] - truth.flux)[seen]))
+    return np.where(exposure.ivar[0] > 0, np.sqrt(_variance(exposure.ivar[0])), bulk)
+
+
+def _variance(ivar: NDArray) -> NDArray[np.float64]:
+    return np.divide(1.0, ivar, out=np.zeros(ivar.shape), where=ivar > 0)
+
+
+def _solve(measure: Callable[[float], NDArray], level: float, most: float) -> float:
+    """The amount of noise in (0, most] at which a measure that falls with it has fallen to the level."""
+    low, high = 0.0, most
+    if measure(high) >= level:
+        return high
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if measure(middle) > level else (low, middle)
+    return high
+
+
+def _between(grid: WavelengthGrid, first: int, last: int) -> NDArray[np.bool_]:
+    pixel = np.arange(grid.size)
+    return (pixel >= first) & (pixel < last)
+
+
+SETS: dict[str, tuple[Builder, bool]] = {
+    "plain": (_plain, False),
+    "interval": (_interval, False),
+    "gaps": (_gaps, True),
+    "der_snr": (_der_snr, True),
+    "sky": (_sky, False),
+    "arms": (_arms, False),
+    "visits": (_visits, False),
+    "high_snr": (_high_snr, True),
+    "one_arm": (_one_arm, True),
+}
+"""What is done to a clean spectrum, and whether each star is taken under several conditions."""

@@ -1,0 +1,103 @@
+"""Who is better, how often, and how sure that is: shares with intervals, medians with errors, classes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import beta
+
+__all__ = ["Estimate", "accuracy", "confusion", "log_score", "median", "share", "wins"]
+
+CONFIDENCE = 0.95
+
+RESAMPLES = 1000
+
+FLOOR = 1e-6
+"""The least probability of the true class that a log score counts: one star cannot decide the mean alone."""
+
+
+class Estimate(NamedTuple):
+    """A number, its 95 % interval, and how many spectra it is of."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+def wins(ours: NDArray, theirs: NDArray) -> Estimate:
+    """Share of spectra whose loss is below the opponent's; a tie counts half, so against itself it is 1/2.
+
+    Arguments:
+        ours: Losses, (N,).
+        theirs: Losses of the same spectra, (N,).
+
+    Raises:
+        ValueError: if there is no spectrum.
+
+    Example:
+        >>> wins(np.array([1.0, 2.0, 3.0]), np.array([2.0, 3.0, 3.0])).value.__round__(3)
+        0.833
+    """
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    return share((ours < theirs) + 0.5 * (ours == theirs))
+
+
+def share(happened: NDArray) -> Estimate:
+    """Share of spectra to which something happened, (N,) of 0, 1, or 1/2 for a tie.
+
+    The binomial interval is Jeffreys': the central quantiles of Beta(k + 1/2, n - k + 1/2), and 0 or 1 at an
+    end that was reached.
+
+    References:
+        | Brown, Cai & DasGupta 2001, Statistical Science 16, 101
+
+    Raises:
+        ValueError: if there is no spectrum.
+    """
+    happened = np.asarray(happened, dtype=float)
+    n = len(happened)
+    if not n:
+        raise ValueError("a share of no spectrum")
+    k, tail = float(happened.sum()), (1 - CONFIDENCE) / 2
+    low = 0.0 if k == 0 else float(beta.ppf(tail, k + 0.5, n - k + 0.5))
+    high = 1.0 if k == n else float(beta.ppf(1 - tail, k + 0.5, n - k + 0.5))
+    return Estimate(k / n, low, high, n)
+
+
+def median(values: NDArray, *, seed: int = 0) -> Estimate:
+    """Median with its percentile-bootstrap interval; of fewer than three values, the values' range.
+
+    Raises:
+        ValueError: if there is no value.
+    """
+    values = np.asarray(values, dtype=float)
+    if not len(values):
+        raise ValueError("a median of no value")
+    if len(values) < 3:
+        return Estimate(float(np.median(values)), float(values.min()), float(values.max()), len(values))
+    drawn = np.random.default_rng(seed).choice(values, (RESAMPLES, len(values)))
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(np.median(drawn, axis=-1), [tail, 100 - tail])
+    return Estimate(float(np.median(values)), float(low), float(high), len(values))
+
+
+def accuracy(probabilities: NDArray, klass: NDArray) -> Estimate:
+    """Share of stars whose most probable class, of (N, K), is theirs, (N,)."""
+    return share(probabilities.argmax(-1) == klass)
+
+
+def log_score(probabilities: NDArray, klass: NDArray) -> float:
+    """Mean log probability of the true class, (N, K) and (N,): 0 is perfect, log(1/K) knows nothing."""
+    own = probabilities[np.arange(len(klass)), klass]
+    return float(np.log(np.maximum(own, FLOOR)).mean())
+
+
+def confusion(probabilities: NDArray, klass: NDArray) -> NDArray[np.int64]:
+    """Stars by true class (row) and most probable class (column), (K, K)."""
+    size = probabilities.shape[-1]
+    table = np.zeros((size, size), dtype=np.int64)
+    np.add.at(table, (klass, probabilities.argmax(-1)), 1)
+    return table

@@ -1,0 +1,90 @@
+"""Equivalent widths of strong lines: whether what people measure survives the denoising."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bayesspec.grid import WavelengthGrid
+
+__all__ = ["LINES", "Line", "equivalent_width"]
+
+Band = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Where a line is, and where its continuum: bands in vacuum Angstrom.
+
+    Arguments:
+        feature: Bands that are integrated.
+        blue: Continuum on the blue side.
+        red: Continuum on the red side.
+    """
+
+    feature: tuple[Band, ...]
+    blue: Band
+    red: Band
+
+
+LINES = {
+    "H alpha": Line(((6549.8, 6579.8),), (6421.8, 6456.8), (6601.8, 6641.8)),
+    "H beta": Line(((4849.2, 4878.0),), (4829.2, 4849.2), (4878.0, 4893.0)),
+    "Ca II triplet": Line(
+        ((8486.3, 8515.3), (8524.3, 8564.3), (8644.4, 8684.4)), (8476.3, 8486.3), (8702.4, 8727.4)
+    ),
+    "Mg b": Line(((5161.6, 5194.1),), (5144.1, 5162.8), (5192.8, 5207.8)),
+    "Na D": Line(((5878.5, 5911.0),), (5862.2, 5877.3), (5923.7, 5949.7)),
+    "TiO": Line(((6191.3, 6273.8),), (6068.3, 6143.3), (6374.4, 6416.9)),
+}
+"""Lick's bands (Worthey et al. 1994, ApJS 94, 687; TiO is its TiO2), for Ca II those of Cenarro et al. 2001
+(MNRAS 326, 959), and for H alpha bands as wide on either side; from air to vacuum."""
+
+
+def equivalent_width(
+    grid: WavelengthGrid, flux: NDArray, mask: NDArray, line: Line
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Equivalent width of a line, positive in absorption, Angstrom, and where it can be measured, (...,).
+
+    The continuum is the straight line through the mean fluxes of the two sides, as Lick's indices have it. It
+    cannot be measured where a pixel of its bands is missing or the continuum is not positive; 0 is given.
+
+    Arguments:
+        grid: Wavelength grid.
+        flux: (..., D), any unit: the width does not depend on it.
+        mask: True = bad, (..., D).
+        line: One of `LINES`.
+
+    Example:
+        >>> grid = WavelengthGrid()
+        >>> spectrum = 2 - np.exp(-0.5 * ((grid.wavelength - 6564.6) / 4) ** 2)
+        >>> width, measured = equivalent_width(grid, spectrum, spectrum < -9, LINES["H alpha"])
+        >>> round(float(width), 1), bool(measured)  # half of the continuum deep: 0.5 * 4 * sqrt(2 pi)
+        (5.0, True)
+    """
+    length = np.diff(grid.edges)
+
+    def share(bands: tuple[Band, ...]) -> NDArray[np.float64]:
+        """Length of each pixel that is inside, (D,)."""
+        inside = [np.minimum(grid.edges[1:], high) - np.maximum(grid.edges[:-1], low) for low, high in bands]
+        return sum(np.clip(part, 0, length) for part in inside)
+
+    feature, sides = share(line.feature), [share((band,)) for band in (line.blue, line.red)]
+    if any(part.sum() < 0.9 * (b - a) for part, (a, b) in zip(sides, (line.blue, line.red), strict=True)):
+        nowhere = np.zeros(np.shape(flux)[:-1])
+        return nowhere, nowhere.astype(bool)
+
+    seen = ~np.asarray(mask, dtype=bool)
+    flux = np.where(seen, flux, 0.0).astype(float)
+    used = (feature > 0) | (sides[0] > 0) | (sides[1] > 0)
+    level = [flux @ part / part.sum() for part in sides]
+    centre = [(grid.wavelength @ part) / part.sum() for part in sides]
+    slope = (level[1] - level[0]) / (centre[1] - centre[0])
+    continuum = level[0][..., None] + slope[..., None] * (grid.wavelength - centre[0])
+
+    measured = (seen | ~used).all(-1) & (np.where(feature > 0, continuum, 1.0) > 0).all(-1)
+    safe = np.where(measured[..., None] & (feature > 0), continuum, 1.0)
+    width = ((1 - np.where(feature > 0, flux, 1.0) / safe) * feature).sum(-1)
+    return np.where(measured, width, 0.0), measured
