@@ -1,0 +1,118 @@
+"""The published `xseer` network, run from its own weights with numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bayesspec.exceptions import BayesspecError
+from bayesspec.grid import NativePixels, WavelengthGrid, overlap_matrix
+
+from .base import Array, Baseline, Mask, fill_gaps
+from .pairs import Pairs, search
+
+__all__ = ["Xseer", "published_layers"]
+
+LOG_START, LOG_STEP, PIXELS = 3.5725, 1e-4, 4000
+"""The network's pixels: SDSS's, log10 of the vacuum wavelength."""
+
+COVERAGE = (3800.0, 9220.0)
+"""Angstrom that an SDSS spectrum has: the rest of the input is 0 in what the network was trained on."""
+
+EDGE = 25
+"""Pixels whose median continues a spectrum beyond the grid."""
+
+UNITS = (100.0, 1.0, 3.0, 10.0, 30.0, 1000.0)
+
+Layer = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+def published_layers() -> list[Layer]:
+    """Kernels and biases of the three dense layers that the installed package `xseer` ships.
+
+    The package itself is not imported: it would start TensorFlow. It is licensed MIT.
+
+    References:
+        | Mallarapu 2019, xseer 0.8 (https://pypi.org/project/xseer)
+
+    Raises:
+        BayesspecError: if it is not installed, or its weights are not what version 0.8 has.
+    """
+    import h5py
+
+    found = find_spec("xseer")
+    if found is None or not found.submodule_search_locations:
+        raise BayesspecError("the weights of xseer are not installed: pip install --no-deps xseer")
+    path = Path(found.submodule_search_locations[0]) / "xseer.h5"
+    try:
+        with h5py.File(path) as file:
+            layers = [file["model_weights"][name][name] for name in ("dense", "dense_1", "dense_2")]
+            return [(layer["kernel:0"][()], layer["bias:0"][()]) for layer in layers]
+    except (OSError, KeyError) as error:
+        raise BayesspecError(f"{path}: not the weights of xseer 0.8 ({error})") from error
+
+
+class Xseer(Baseline):
+    """Three dense layers (4000, 400, 400, 4000) with ELU, published with their weights in 2019.
+
+    The spectrum is interpolated to the SDSS pixels that the network was made for, its gaps too; beyond the
+    grid, where the network expects flux, it goes on flat, which does three times better than zeros. What unit
+    of flux it was trained with is not documented: the one that does best on validation pairs is taken. The
+    network is not trained again.
+
+    Arguments:
+        layers: Kernel and bias of each layer.
+        grid: Wavelength grid of the spectra.
+        unit: What mean |flux| = 1 is multiplied by.
+
+    Raises:
+        BayesspecError: if the grid reaches beyond the network's 3737-9385 Angstrom.
+    """
+
+    name = "xseer"
+
+    def __init__(self, layers: Sequence[Layer], grid: WavelengthGrid, *, unit: float = UNITS[0]) -> None:
+        self.layers, self.grid, self.unit, self.size = list(layers), grid, unit, grid.size
+        self.wavelength = 10 ** (LOG_START + LOG_STEP * np.arange(PIXELS))
+        edges = NativePixels(self.wavelength).edges
+        if grid.edges[0] < edges[0] or grid.edges[-1] > edges[-1]:
+            raise BayesspecError(
+                f"xseer knows {edges[0]:.0f}-{edges[-1]:.0f} Angstrom, not {grid.start:g}-{grid.stop:g}"
+            )
+        self._seen = (self.wavelength >= COVERAGE[0]) & (self.wavelength <= COVERAGE[1])
+        self._back = overlap_matrix(self.wavelength, grid)
+
+    @classmethod
+    def tune(cls, layers: Sequence[Layer], grid: WavelengthGrid, validation: Pairs) -> Self:
+        """Choose the unit of flux on validation pairs."""
+        return cls(
+            layers, grid, **search(lambda unit: cls(layers, grid, unit=unit), {"unit": UNITS}, validation)
+        )
+
+    def _denoise(self, flux: Array, ivar: Array, mask: Mask) -> Array:
+        filled = fill_gaps(flux, mask)
+        ends = [np.median(part, axis=-1) for part in (filled[:, :EDGE], filled[:, -EDGE:])]
+        x = np.zeros((len(flux), PIXELS))
+        for row, (spectrum, blue, red) in enumerate(zip(filled, *ends, strict=True)):
+            native = np.interp(self.wavelength[self._seen], self.grid.wavelength, spectrum, blue, red)
+            x[row, self._seen] = self.unit * native
+
+        for layer, (kernel, bias) in enumerate(self.layers):
+            x = (np.where(x > 0, x, np.expm1(np.minimum(x, 0))) if layer else x) @ kernel + bias
+        return (self._back @ x.T).T / np.diff(self.grid.edges) / self.unit
+
+    def _state(self) -> tuple[dict[str, NDArray], dict[str, Any]]:
+        arrays = {}
+        for layer, (kernel, bias) in enumerate(self.layers):
+            arrays |= {f"kernel{layer}": kernel, f"bias{layer}": bias}
+        return arrays, {"grid": self.grid.to_dict(), "unit": self.unit}
+
+    @classmethod
+    def _from_state(cls, arrays: Mapping[str, NDArray], config: Mapping[str, Any]) -> Self:
+        layers = [(arrays[f"kernel{layer}"], arrays[f"bias{layer}"]) for layer in range(len(arrays) // 2)]
+        return cls(layers, WavelengthGrid(**config["grid"]), unit=config["unit"])
