@@ -1,4 +1,4 @@
-"""The command line: `bayesspec denoise | demo | info | train | bench`.
+"""The command line: `bayesspec denoise | demo | info | train | evaluate | bench`.
 
 Nothing heavy is imported before a command runs, so that --help is quick. Results go to stdout, everything
 else to stderr. Exit status: 0 all well, 1 an input failed, 2 the command was not understood or cannot run.
@@ -229,6 +229,48 @@ def train(
     chosen = Recipe.read(recipe) if Path(recipe).is_file() else Recipe.named(recipe)
     bundle = run(library, _expand(noise), out, chosen, resume=not restart, progress=sys.stderr.isatty())
     typer.echo(bundle)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A shipped model, or the folder of a bundle.")
+    ],
+    library: Annotated[
+        list[Path],
+        typer.Option(metavar="TABLE", help="Table of clean spectra with classes. Repeatable."),
+    ],
+    noise: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FILES", help="Full SDSS files: a folder, a file or a quoted pattern. Repeatable."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report; made if need be.")] = Path(
+        "evaluation"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="A few stars of each class: minutes.")] = False,
+    baselines: Annotated[
+        bool, typer.Option(help="Train and run the opponents too: autoencoder, PCA, wavelets.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Of the sets, the opponents and the draws.")] = 2021,
+) -> None:
+    """Benchmark a model on stars and nights that no training has seen, beside other methods.
+
+    The paper's experiments and harder ones: gaps, noise levels, sky lines, arms that do not join, visits.
+
+    A run that was stopped goes on where it was: give the same command again.
+
+    [bold]Example[/bold]: bayesspec evaluate kang2021 --library stars.fits.gz --noise epochs/ -o out/ --quick
+    """
+    from .evaluation.evaluate import evaluate as run
+
+    network = _load(model, "cpu")
+    tty = sys.stderr.isatty()
+    report = run(
+        network, library, _expand(noise), out, quick=quick, baselines=baselines, seed=seed, progress=tty
+    )
+    typer.echo(report)
 
 
 bench = typer.Typer(help="Measure how fast the engines are, beside those of others.", no_args_is_help=True)

@@ -23,7 +23,7 @@ __all__ = ["plot_spectra", "plot_star"]
 CLEAN, TRUTH, OBSERVED = "#0072B2", "#D55E00", "#9AA3AD"
 INK, QUIET, GAP = "#22272E", "#6B7480", "#F3F1EC"
 
-_STYLE = {
+STYLE = {
     "font.size": 9.5,
     "axes.edgecolor": QUIET,
     "axes.labelcolor": INK,
@@ -54,7 +54,7 @@ def plot_star(star: Result, truth: ArrayLike | None = None) -> Figure:
         >>> [ax.get_ylabel() for ax in figure.axes]
         ['Flux', 'Residual [%]', '']
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.5, 5.4), dpi=150)
         grid = figure.add_gridspec(
             2, 2, height_ratios=(3.1, 1), width_ratios=(5.6, 1), hspace=0.08, wspace=0.17,

@@ -14,7 +14,7 @@ from astropy.table import Table
 from bayesspec.cli import main
 from bayesspec.io.products import SUMMARY
 
-COMMANDS = ("denoise", "demo", "info", "train")
+COMMANDS = ("denoise", "demo", "info", "train", "evaluate")
 
 
 @pytest.fixture
@@ -117,6 +117,9 @@ def test_overwriting_needs_the_flag(run, spectra, small_bundle, tmp_path):
         ("train", "a.fits", "-o", "out"),
         ("train", "a.fits", "-o", "out", "--noise", "no such folder"),
         ("train", "a.fits", "-o", "out", "--noise", "a", "--recipe", "no such recipe"),
+        ("evaluate", "kang2021", "--noise", "a"),
+        ("evaluate", "kang2021", "--library", "a", "--noise", "no such folder"),
+        ("evaluate", "no such model", "--library", "a", "--noise", "a"),
         ("nonsense",),
     ],
     ids=" ".join,
