@@ -36,8 +36,8 @@ class BenchmarkRecipe:
     Arguments:
         per_class: Most stars of a class.
         sweep_per_class: The same in sets that take each star under several conditions.
-        gap_widths: Pixels removed at each end and in the middle.
-        random_gap: Least and most pixels of a random interval.
+        gap_widths: Pixels removed at each end and in the middle, of 2048; of other grids the same share.
+        random_gap: Least and most pixels of a random interval, likewise.
         levels: DER_SNR to reach.
         high_snr: S/N of the set that asks whether good spectra are made worse.
         seed: Of everything random.

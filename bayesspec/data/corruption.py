@@ -18,7 +18,10 @@ from .injection import cosmic_rays, sky_residuals
 if TYPE_CHECKING:
     from .benchmark import BenchmarkRecipe
 
-__all__ = ["SETS", "Exposures", "Truth"]
+__all__ = ["PAPER_SIZE", "SETS", "Exposures", "Truth"]
+
+PAPER_SIZE = 2048
+"""Pixels of the paper's grid, which widths of gaps are given in."""
 
 ARM_BORDER = 6000.0
 """Angstrom; where the blue arm of BOSS and of LAMOST hands over to the red one."""
@@ -60,7 +63,7 @@ def _interval(
     truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, recipe: BenchmarkRecipe
 ) -> Iterator[Noisy]:
     exposure = expose(1)
-    low, high = recipe.random_gap
+    low, high = (_in_pixels(width, grid) for width in recipe.random_gap)
     width = int(rng.integers(low, high + 1))
     first = int(rng.integers(0, grid.size - width + 1))
     yield exposure.without(_between(grid, first, first + width)), {"gap_width": width, "gap_start": first}
@@ -73,7 +76,7 @@ def _gaps(
     if (~truth.mask).mean() < FULL_COVERAGE:
         return
     exposure = expose(1)
-    for width in recipe.gap_widths:
+    for width in (_in_pixels(width, grid) for width in recipe.gap_widths):
         starts = {"blue end": 0, "middle": (grid.size - width) // 2, "red end": grid.size - width}
         for place, first in starts.items():
             removed = _between(grid, first, first + width)
@@ -177,6 +180,11 @@ def _solve(measure: Callable[[float], NDArray], level: float, most: float) -> fl
         middle = (low + high) / 2
         low, high = (middle, high) if measure(middle) > level else (low, middle)
     return high
+
+
+def _in_pixels(width: int, grid: WavelengthGrid) -> int:
+    """A width of the paper's grid in pixels of another."""
+    return max(1, round(width * grid.size / PAPER_SIZE))
 
 
 def _between(grid: WavelengthGrid, first: int, last: int) -> NDArray[np.bool_]:

@@ -9,6 +9,7 @@ import numpy as np
 from astropy.table import Table
 from numpy.typing import NDArray
 
+from bayesspec.data.corruption import PAPER_SIZE
 from bayesspec.data.library import CLASSES
 
 from .compare import accuracy, confusion, log_score, median, share, wins
@@ -226,7 +227,8 @@ def _loss_claims(found: Found, ours: str) -> Iterator[Claim]:
         loss = median(scores["loss"])
         text = f"{loss.value:.2g} ({loss.low:.2g} to {loss.high:.2g})"
         yield Claim("median loss at DER_SNR 3", "about 1e-3", text, loss.low < 1.5e-3)
-    for scores, where in of("gaps", gap_width=800):
+    size = found["gaps"].data.grid.size if "gaps" in found else PAPER_SIZE
+    for scores, where in of("gaps", gap_width=round(800 * size / PAPER_SIZE)):
         loss = median(scores["loss"])
         text = f"{loss.value:.2g} ({loss.low:.2g} to {loss.high:.2g})"
         yield Claim(f"median loss with 800 of 2048 pixels missing{where}", "< 1e-3", text, loss.value < 1e-3)

@@ -16,7 +16,7 @@ from bayesspec.exceptions import BayesspecError
 from bayesspec.grid import WavelengthGrid, mean_absolute_flux
 
 GRID = WavelengthGrid(size=256)
-RECIPE = BenchmarkRecipe(3, 2, (20, 60), (20, 60), (2.0, 5.0, 20.0), (30.0, 100.0), seed=1)
+RECIPE = BenchmarkRecipe(3, 2, (160, 480), (160, 480), (2.0, 5.0, 20.0), (30.0, 100.0), seed=1)
 
 
 def make_library(n=400, seed=0):

@@ -186,6 +186,7 @@ def test_claims_name_their_numbers(tables):
     claims = tables["claims"]
     assert sum("in each class" in row["claim"] for row in claims) == 2
     assert sum("DER_SNR 3" in row["claim"] for row in claims) == 1
+    assert sum("800 of 2048" in row["claim"] for row in claims) == 3
     assert all(row["paper"] and row["ours"] for row in claims)
 
 
