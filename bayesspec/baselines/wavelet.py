@@ -25,21 +25,22 @@ CHOICES = {
     "reject": (2.0, 1.5, 3.0, 0.0),
     "strength": (1.0, 0.35, 0.5, 0.7, 0.85, 1.2, 1.5),
     "mode": ("soft", "hard"),
+    "levels": (5, 4, 6, 7),
     "spins": (1, 4),
 }
 PAD = 64
 """Pixels by which a spectrum is mirrored at its ends."""
 
 
-def _restoration() -> ModuleType:
+def _libraries() -> tuple[ModuleType, ModuleType]:
     try:
-        import pywt  # noqa: F401 - scikit-image asks for it only when it shrinks
+        import pywt
         from skimage import restoration
     except ImportError as error:
         raise BayesspecError(
             f'wavelet shrinkage needs {error.name}: pip install "bayesspec[baselines]"'
         ) from error
-    return restoration
+    return restoration, pywt
 
 
 class Wavelet(Baseline):
@@ -58,6 +59,7 @@ class Wavelet(Baseline):
         reject: Noise above which a pixel is a gap, in units of the smoothed noise; 0 rejects nothing.
         strength: Factor on the noise that the threshold is set for.
         mode: Soft or hard threshold.
+        levels: Scales that are shrunk, as far as the spectrum has them.
         spins: Shifts of the spectrum over which results are averaged.
 
     Raises:
@@ -74,12 +76,13 @@ class Wavelet(Baseline):
         reject: float = 2.0,
         strength: float = 1.0,
         mode: str = "soft",
+        levels: int = 5,
         spins: int = 1,
     ) -> None:
-        self._restoration = _restoration()
+        self._restoration, self._pywt = _libraries()
         self.method, self.scale = method, np.asarray(scale, float)
         self.wavelet, self.smoothing, self.reject = wavelet, smoothing, reject
-        self.strength, self.mode, self.spins = strength, mode, spins
+        self.strength, self.mode, self.levels, self.spins = strength, mode, levels, spins
         self.name, self.size = f"wavelet-{method.removesuffix('Shrink').lower()}", len(self.scale)
 
     @classmethod
@@ -113,18 +116,21 @@ class Wavelet(Baseline):
         return np.stack(shrunk)[:, PAD:-PAD] * smooth
 
     def _shrink(self, row: Array, sigma: float | None) -> Array:
-        total = np.zeros_like(row)
         if sigma is None:
             sigma = self.strength * float(self._restoration.estimate_sigma(row))
         if not sigma > 0:  # nothing to remove: a spectrum without noise, or almost all of it a gap
             return row
+        total, levels = np.zeros_like(row), self._pywt.dwt_max_level(len(row), self.wavelet)
         for spin in range(self.spins):
-            total += np.roll(
-                self._restoration.denoise_wavelet(
-                    np.roll(row, spin), sigma=sigma, wavelet=self.wavelet, method=self.method, mode=self.mode
-                ),
-                -spin,
+            shrunk = self._restoration.denoise_wavelet(
+                np.roll(row, spin),
+                sigma=sigma,
+                wavelet=self.wavelet,
+                method=self.method,
+                mode=self.mode,
+                wavelet_levels=min(self.levels, levels),
             )
+            total += np.roll(shrunk, -spin)
         return total / self.spins
 
     def _state(self) -> tuple[dict[str, NDArray], dict[str, Any]]:
