@@ -24,16 +24,16 @@ SKY_LINES = {
 """Wavelengths in air, Angstrom, of [O I], Na I and OH lines of the night sky (Osterbrock et al. 1996, PASP
 108, 277), and how strong their residuals are beside those of OH."""
 
-RESIDUAL = (5.0, 20.0)
+RESIDUAL = (3.0, 10.0)
 """Height of an OH residual, in standard deviations of the noise around it: least and most, log-uniform."""
 
 LINE_WIDTH = 1.2
 """Standard deviation of the spectrograph's line profile, Angstrom."""
 
-COSMIC_RAYS = 8.0
+COSMIC_RAYS = 6.0
 """Mean number of cosmic rays that the pipeline has missed in an exposure."""
 
-HIT = (10.0, 100.0)
+HIT = (8.0, 40.0)
 """Height of a cosmic ray, in standard deviations of the noise around it: least and most, log-uniform."""
 
 

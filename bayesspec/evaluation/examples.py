@@ -57,7 +57,8 @@ def close_ups(scored: Scored, styles: Mapping[str, dict]) -> Figure:
     """
     data = scored.data
     klass = data.klass[scored.kept]
-    cool = [n for name in ("K", "M", "G") for n in np.flatnonzero(klass == CLASSES.index(name))]
+    # One star of each of two classes that have many lines, where there are such.
+    cool = [n for name in ("K", "M") for n in np.flatnonzero(klass == CLASSES.index(name))[:1]]
     chosen = [*dict.fromkeys([*cool, *range(len(klass))])][:2]
     drawn = {m: style for m, style in styles.items() if m in scored.flux}
     with matplotlib.rc_context(STYLE):

@@ -18,7 +18,7 @@ from bayesspec.plotting import CLEAN, INK, QUIET, STYLE
 from .compare import median, wins
 from .coverage import LEVELS
 from .run import INPUT, Scored
-from .tables import condition_rows
+from .tables import AUTOENCODER, condition_rows
 
 __all__ = [
     "calibration",
@@ -29,8 +29,8 @@ __all__ = [
     "noise_levels",
 ]
 
-PALETTE = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#5B4B8A")
-"""Okabe & Ito's without what means the truth and ours, and two more; what comes after has another dash."""
+PALETTE = (INK, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#5B4B8A", "#B5B000")
+"""Okabe & Ito's without what means the truth and ours, and some more; what comes after has another dash."""
 
 DASHES = ("-", "--", ":")
 
@@ -53,11 +53,12 @@ Styles = Mapping[str, dict]
 
 
 def method_styles(methods: Sequence[str], ours: Sequence[str]) -> dict[str, dict]:
-    """A colour and a dash for every method, the same in all figures: ours blue, the input grey."""
+    """A colour and a dash for every method, in all figures: ours blue, the paper's opponent black."""
     styles: dict[str, dict] = {INPUT: {"color": QUIET, "ls": "-", "lw": 1.0}}
     for k, name in enumerate(ours):
         styles[name] = {"color": CLEAN, "ls": DASHES[k % 3], "lw": 1.7, "zorder": 5}
-    for k, name in enumerate(m for m in methods if m not in styles):
+    rivals = sorted((m for m in methods if m not in styles), key=lambda name: AUTOENCODER not in name)
+    for k, name in enumerate(rivals):
         dash = DASHES[k // len(PALETTE) % 3]
         styles[name] = {"color": PALETTE[k % len(PALETTE)], "ls": dash, "lw": 1.2}
     return styles
@@ -181,7 +182,7 @@ def calibration(found: Mapping[str, Scored], method: str) -> Figure:
             ax.text(0.29, 0.32, "calibrated", color=QUIET, rotation=45, fontsize=8.5, ha="center")
             for k, name in enumerate(names):
                 share = found[name].scores[method][measure].mean(0)
-                style = {"color": (CLEAN, *PALETTE)[k % 7], "ls": DASHES[k // 7]}
+                style = {"color": (CLEAN, *PALETTE)[k % 9], "ls": DASHES[k // 9]}
                 ax.plot([0, *LEVELS], [0, *share], marker="o", ms=4, label=name.replace("_", " "), **style)
             ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="Share that the interval says")
             ax.set_title(title, fontsize=10)

@@ -147,16 +147,16 @@ def run_benchmark(
     found, done = {}, 0
     with progress_bar("evaluate", total, enabled=progress) as report:
         for data in sets:
-            kept = _kept(data)
-            scored = Scored(data, {INPUT: input_scores(data)}, {}, kept, {}, {})
+            kept, chunks = _kept(data), np.split(np.arange(len(data)), range(PART, len(data), PART))
+            before = _joined([input_scores(data.select(rows)) for rows in chunks])
+            scored = Scored(data, {INPUT: before}, {}, kept, {}, {})
             for method in methods[data.name]:
                 parts = []
-                for first in range(0, len(data), PART):
-                    rows = np.arange(first, min(first + PART, len(data)))
+                for rows in chunks:
                     parts.append(_part(method, data.select(rows), np.isin(rows, kept), folder))
                     done += len(rows)
                     report(done, len(rows))
-                joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+                joined = _joined(parts)
                 scored.seconds[method.name] = float(joined.pop("seconds").sum() / len(data))
                 scored.flux[method.name] = joined.pop("kept flux")
                 if "kept std" in joined:
@@ -186,6 +186,10 @@ def _part(method: Method, data: BenchmarkSet, kept: NDArray, folder: Path) -> Sc
     np.savez(unfinished, **scores)
     unfinished.replace(file)
     return scores
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _kept(data: BenchmarkSet) -> NDArray[np.int64]:

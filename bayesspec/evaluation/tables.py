@@ -74,7 +74,7 @@ def _groups(scored: Scored) -> Iterator[tuple[dict[str, str], NDArray[np.bool_]]
         for c, name in enumerate((*CLASSES, ALL)):
             own = rows & ((klass == c) | (name == ALL))
             if own.any():
-                yield {"set": scored.data.name, "condition": text, "class": name}, own
+                yield {"set": scored.data.name, "condition": text or "-", "class": name}, own
 
 
 def _losses(found: Found) -> Iterator[dict[str, Any]]:
@@ -213,7 +213,8 @@ def _win_claims(found: Found, ours: str) -> Iterator[Claim]:
         text = ", ".join(f"{c} {by_class[c].value:.0%}" for c in ("Carbon", "WD") if c in by_class)
         if best:
             held = min(won.value for won in best) > 0.95
-            yield Claim(f"the same, of Carbon stars and white dwarfs, {opponent}", "near 100 %", text, held)
+            what = f"the same of Carbon stars and white dwarfs, {opponent}"
+            yield Claim(what, "near 100 % (held above 95 %)", text, held)
 
 
 def _loss_claims(found: Found, ours: str) -> Iterator[Claim]:
@@ -226,7 +227,7 @@ def _loss_claims(found: Found, ours: str) -> Iterator[Claim]:
     for scores, _ in of("der_snr", level=3.0):
         loss = median(scores["loss"])
         text = f"{loss.value:.2g} ({loss.low:.2g} to {loss.high:.2g})"
-        yield Claim("median loss at DER_SNR 3", "about 1e-3", text, loss.low < 1.5e-3)
+        yield Claim("median loss at DER_SNR 3", "near 1e-3 (held below 2e-3)", text, loss.value < 2e-3)
     size = found["gaps"].data.grid.size if "gaps" in found else PAPER_SIZE
     for scores, where in of("gaps", gap_width=round(800 * size / PAPER_SIZE)):
         loss = median(scores["loss"])

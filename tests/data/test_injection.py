@@ -15,12 +15,12 @@ def test_residuals_are_at_sky_lines_alone():
     residual = sky_residuals(GRID, np.ones(GRID.size), np.random.default_rng(0))
     away = np.abs(GRID.wavelength - air_to_vacuum(list(SKY_LINES))[:, None]).min(0)
     assert np.abs(residual[away > 12]).max() < 1e-6
-    assert np.abs(residual[away < 2]).max() > 5
+    assert np.abs(residual[away < 2]).max() > 3
 
 
 def test_residuals_grow_with_the_noise():
     one, two = (sky_residuals(GRID, np.full(GRID.size, s), np.random.default_rng(0)) for s in (1.0, 2.0))
-    np.testing.assert_allclose(two, 2 * one)
+    np.testing.assert_allclose(two, 2 * one, atol=1e-12)
 
 
 def test_cosmic_rays_add_and_are_as_many_as_they_say():
@@ -30,4 +30,4 @@ def test_cosmic_rays_add_and_are_as_many_as_they_say():
     hit = (flux > 0).astype(int)
     clusters = (np.diff(hit, axis=-1, prepend=0) == 1).sum(-1)
     assert abs(clusters.mean() - COSMIC_RAYS) < 0.5
-    assert flux.max(-1)[clusters > 0].min() >= 10
+    assert flux.max(-1)[clusters > 0].min() >= 8

@@ -11,7 +11,7 @@ from bayesspec.data.noise import NoiseLibrary
 from bayesspec.grid import WavelengthGrid, mean_absolute_flux
 
 GRID = WavelengthGrid(size=128)
-RECIPE = BenchmarkRecipe(2, 1, (160, 800), (160, 800), (3.0, 10.0), (30.0,), seed=1)
+RECIPE = BenchmarkRecipe(1, 1, (160, 800), (160, 800), (3.0, 10.0), (30.0,), seed=1)
 
 
 @pytest.fixture(scope="session")

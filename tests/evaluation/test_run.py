@@ -56,7 +56,7 @@ class Counting:
 def methods(small_bundle, small_sets):
     model = load_model(small_bundle)
     rivals = [Opponent(Smoother(width), f"autoencoder {width}", str(width)) for width in (3, 9)]
-    sampled = ("plain", "one_arm")
+    sampled = ("plain",)
     return {
         data.name: [
             Bayes(model, "map", 0),
