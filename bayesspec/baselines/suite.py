@@ -24,7 +24,7 @@ from .pairs import Pairs
 from .pca import ProbabilisticPCA
 from .savgol import SavitzkyGolay
 from .wavelet import Wavelet
-from .xseer import Xseer, published_layers
+from .xseer import Xseer, covers, published_layers
 
 __all__ = ["SuiteRecipe", "fit_baselines"]
 
@@ -77,7 +77,7 @@ def fit_baselines(
 
     What was fitted is kept under `out` and loaded from there the next time, if recipe, seed and data are the
     same; anything else is fitted anew. A stopped run goes on from its last checkpoint. The network `xseer` is
-    among the opponents where its package is installed.
+    among the opponents where its package is installed and the grid within what it knows.
 
     Arguments:
         stars: Clean spectra of all sides.
@@ -97,78 +97,102 @@ def fit_baselines(
     """
     out, recipe = Path(out), recipe or (SuiteRecipe.quick() if quick else SuiteRecipe())
     grid = grid or WavelengthGrid(size=stars.flux.shape[1])
-    train_stars, train_noise = stars.clean(recipe.min_snr).split("train"), noise.split("train")
-    unseen_stars, unseen_noise = (
-        stars.clean(recipe.validation_snr).split("validation"),
-        noise.split("validation"),
-    )
-    unseen_stars = unseen_stars.select((~unseen_stars.mask).mean(-1) >= FULL_COVERAGE)
-    pairs = Pairs.draw(unseen_stars, unseen_noise, per_class=recipe.per_class, seed=seed)
-    data = [_digest(part) for part in (train_stars, train_noise, unseen_stars, unseen_noise)]
+    sides = _Sides.of(stars, noise, recipe, seed)
+    fits = _fits(sides, recipe, grid, seed, progress)
+    common = [FORMAT_VERSION, recipe.per_class, seed, grid.to_dict(), sides.digest()]
 
     suite: dict[str, Denoiser] = {}
-
-    def add(name: str, cls: type[Baseline], settings: Any, fit: Callable[[Path], Baseline]) -> None:
-        key = hashlib.sha256(
-            json.dumps(
-                [FORMAT_VERSION, name, settings, recipe.per_class, seed, grid.to_dict(), data]
-            ).encode()
-        ).hexdigest()
+    for name, (cls, settings, fit) in fits.items():
+        key = hashlib.sha256(json.dumps([*common, name, settings]).encode()).hexdigest()
         folder = out / name
         if Baseline.stored_key(folder) == key:
             suite[name] = cls.load(folder)
-            return
+            continue
         checkpoints = folder / f"checkpoints-{key[:12]}"
         suite[name] = fitted = fit(checkpoints)
         fitted.save(folder, key=key)
         shutil.rmtree(checkpoints, ignore_errors=True)
-
-    for method in ("BayesShrink", "VisuShrink"):
-        name = f"wavelet-{method.removesuffix('Shrink').lower()}"
-        add(name, Wavelet, None, lambda _, method=method: Wavelet.tune(method, train_noise, pairs))
-
-    add(
-        "savgol",
-        SavitzkyGolay,
-        None,
-        lambda _: SavitzkyGolay.tune(unseen_stars, unseen_noise, per_class=recipe.per_class, seed=seed),
-    )
-
-    for k in recipe.components:
-
-        def fit_pca(_: Path, k: int = k) -> Baseline:
-            return ProbabilisticPCA.fit(train_stars, train_noise, components=k, seed=seed).tune(pairs)
-
-        add(f"pca-{k}", ProbabilisticPCA, None, fit_pca)
-
-    if find_spec("xseer") is not None:
-        add("xseer", Xseer, None, lambda _: Xseer.tune(published_layers(), grid, pairs))
-
-    def fit_autoencoder(checkpoints: Path) -> Baseline:
-        best = replace(recipe.autoencoder, latent_dim=recipe.bottlenecks[0])
-        common = {"seed": seed, "progress": progress}
-        if len(recipe.bottlenecks) > 1:
-            best = Autoencoder.tune(
-                train_stars,
-                train_noise,
-                pairs,
-                recipe.autoencoder,
-                latent_dims=recipe.bottlenecks,
-                checkpoints=checkpoints,
-                **common,
-            )
-        file = checkpoints / "autoencoder.safetensors"
-        return Autoencoder.fit(train_stars, train_noise, best, checkpoint=file, **common)
-
-    settings = [asdict(recipe.autoencoder), recipe.bottlenecks]
-    add("autoencoder", Autoencoder, settings, fit_autoencoder)
     return suite
 
 
-def _digest(library: StarLibrary | NoiseLibrary) -> str:
-    """SHA-256 of a library's arrays."""
-    digest = hashlib.sha256()
-    for array in (getattr(library, f.name) for f in fields(library)):
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+@dataclass(frozen=True, eq=False)
+class _Sides:
+    """Who is fitted on, who is tuned on, and the pairs drawn of the latter."""
+
+    stars: StarLibrary
+    noise: NoiseLibrary
+    unseen_stars: StarLibrary
+    unseen_noise: NoiseLibrary
+    pairs: Pairs
+
+    @classmethod
+    def of(cls, stars: StarLibrary, noise: NoiseLibrary, recipe: SuiteRecipe, seed: int) -> _Sides:
+        unseen = stars.clean(recipe.validation_snr).split("validation")
+        unseen = unseen.select((~unseen.mask).mean(-1) >= FULL_COVERAGE)
+        unseen_noise = noise.split("validation")
+        pairs = Pairs.draw(unseen, unseen_noise, per_class=recipe.per_class, seed=seed)
+        return cls(
+            stars.clean(recipe.min_snr).split("train"), noise.split("train"), unseen, unseen_noise, pairs
+        )
+
+    def digest(self) -> str:
+        """SHA-256 of all arrays."""
+        digest = hashlib.sha256()
+        for part in (self.stars, self.noise, self.unseen_stars, self.unseen_noise):
+            for array in (getattr(part, f.name) for f in fields(part)):
+                digest.update(f"{array.dtype}{array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+Fit = Callable[[Path], Baseline]
+"""Fits an opponent; is given a folder for its checkpoints."""
+
+
+def _fits(
+    sides: _Sides, recipe: SuiteRecipe, grid: WavelengthGrid, seed: int, progress: bool
+) -> dict[str, tuple[type[Baseline], Any, Fit]]:
+    """By name: class, what of the recipe concerns it, and how it is fitted. The quick ones come first."""
+
+    def wavelet(method: str) -> Fit:
+        return lambda _: Wavelet.tune(method, sides.noise, sides.pairs)
+
+    def savgol(_: Path) -> Baseline:
+        return SavitzkyGolay.tune(
+            sides.unseen_stars, sides.unseen_noise, per_class=recipe.per_class, seed=seed
+        )
+
+    def pca(components: int) -> Fit:
+        return lambda _: ProbabilisticPCA.fit(
+            sides.stars, sides.noise, components=components, seed=seed
+        ).tune(sides.pairs)
+
+    def xseer(_: Path) -> Baseline:
+        return Xseer.tune(published_layers(), grid, sides.pairs)
+
+    def autoencoder(checkpoints: Path) -> Baseline:
+        options: dict[str, Any] = {"seed": seed, "progress": progress}
+        best = replace(recipe.autoencoder, latent_dim=recipe.bottlenecks[0])
+        if len(recipe.bottlenecks) > 1:
+            best = Autoencoder.tune(
+                sides.stars,
+                sides.noise,
+                sides.pairs,
+                recipe.autoencoder,
+                latent_dims=recipe.bottlenecks,
+                checkpoints=checkpoints,
+                **options,
+            )
+        file = checkpoints / "autoencoder.safetensors"
+        return Autoencoder.fit(sides.stars, sides.noise, best, checkpoint=file, **options)
+
+    fits: dict[str, tuple[type[Baseline], Any, Fit]] = {
+        "wavelet-bayes": (Wavelet, None, wavelet("BayesShrink")),
+        "wavelet-visu": (Wavelet, None, wavelet("VisuShrink")),
+        "savgol": (SavitzkyGolay, None, savgol),
+    }
+    fits |= {f"pca-{k}": (ProbabilisticPCA, None, pca(k)) for k in recipe.components}
+    if find_spec("xseer") is not None and covers(grid):
+        fits["xseer"] = (Xseer, None, xseer)
+    settings = [asdict(recipe.autoencoder), recipe.bottlenecks]
+    return fits | {"autoencoder": (Autoencoder, settings, autoencoder)}

@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayesspec.exceptions import BayesspecError
-from bayesspec.grid import NativePixels, WavelengthGrid, overlap_matrix
+from bayesspec.grid import WavelengthGrid, overlap_matrix
 
 from .base import Array, Baseline, Mask, fill_gaps
 from .pairs import Pairs, search
 
-__all__ = ["Xseer", "published_layers"]
+__all__ = ["Xseer", "covers", "published_layers"]
 
-LOG_START, LOG_STEP, PIXELS = 3.5725, 1e-4, 4000
-"""The network's pixels: SDSS's, log10 of the vacuum wavelength."""
+PIXELS = 4000
+WAVELENGTH = 10 ** (3.5725 + 1e-4 * np.arange(PIXELS))
+"""The network's pixels: SDSS's, vacuum Angstrom."""
 
 COVERAGE = (3800.0, 9220.0)
 """Angstrom that an SDSS spectrum has: the rest of the input is 0 in what the network was trained on."""
@@ -57,6 +58,16 @@ def published_layers() -> list[Layer]:
         raise BayesspecError(f"{path}: not the weights of xseer 0.8 ({error})") from error
 
 
+def covers(grid: WavelengthGrid) -> bool:
+    """Whether the network's pixels reach to the ends of a grid.
+
+    Example:
+        >>> covers(WavelengthGrid()), covers(WavelengthGrid(3600, 9000))
+        (True, False)
+    """
+    return bool(grid.edges[0] >= WAVELENGTH[0] and grid.edges[-1] <= WAVELENGTH[-1])
+
+
 class Xseer(Baseline):
     """Three dense layers (4000, 400, 400, 4000) with ELU, published with their weights in 2019.
 
@@ -71,21 +82,21 @@ class Xseer(Baseline):
         unit: What mean |flux| = 1 is multiplied by.
 
     Raises:
-        BayesspecError: if the grid reaches beyond the network's 3737-9385 Angstrom.
+        BayesspecError: if the grid reaches beyond the network's 3737-9384 Angstrom.
     """
 
     name = "xseer"
 
     def __init__(self, layers: Sequence[Layer], grid: WavelengthGrid, *, unit: float = UNITS[0]) -> None:
         self.layers, self.grid, self.unit, self.size = list(layers), grid, unit, grid.size
-        self.wavelength = 10 ** (LOG_START + LOG_STEP * np.arange(PIXELS))
-        edges = NativePixels(self.wavelength).edges
-        if grid.edges[0] < edges[0] or grid.edges[-1] > edges[-1]:
+        if not covers(grid):
+            low, high = WAVELENGTH[[0, -1]]
             raise BayesspecError(
-                f"xseer knows {edges[0]:.0f}-{edges[-1]:.0f} Angstrom, not {grid.start:g}-{grid.stop:g}"
+                f"xseer knows {low:.0f}-{high:.0f} Angstrom, not {grid.start:g}-{grid.stop:g}"
             )
-        self._seen = (self.wavelength >= COVERAGE[0]) & (self.wavelength <= COVERAGE[1])
-        self._back = overlap_matrix(self.wavelength, grid)
+        blue, red = COVERAGE
+        self._seen = (blue <= WAVELENGTH) & (red >= WAVELENGTH)
+        self._back = overlap_matrix(WAVELENGTH, grid)
 
     @classmethod
     def tune(cls, layers: Sequence[Layer], grid: WavelengthGrid, validation: Pairs) -> Self:
@@ -99,7 +110,7 @@ class Xseer(Baseline):
         ends = [np.median(part, axis=-1) for part in (filled[:, :EDGE], filled[:, -EDGE:])]
         x = np.zeros((len(flux), PIXELS))
         for row, (spectrum, blue, red) in enumerate(zip(filled, *ends, strict=True)):
-            native = np.interp(self.wavelength[self._seen], self.grid.wavelength, spectrum, blue, red)
+            native = np.interp(WAVELENGTH[self._seen], self.grid.wavelength, spectrum, blue, red)
             x[row, self._seen] = self.unit * native
 
         for layer, (kernel, bias) in enumerate(self.layers):
