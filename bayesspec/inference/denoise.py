@@ -16,7 +16,7 @@ from bayesspec.observation import Observation, ObservationBatch
 from bayesspec.runtime import progress_bar
 
 from .draws import Draws
-from .importance import importance_draws
+from .handover import importance_or_nuts
 from .map import map_estimate
 from .newton import newton_estimate
 from .nuts import nuts_draws
@@ -29,7 +29,7 @@ __all__ = ["METHODS", "denoise"]
 ENGINES = {"newton": newton_estimate, "autodelta": map_estimate}
 """What finds the mode: one optimum, the second engine many times slower."""
 
-METHODS = {"map": newton_estimate, "importance": importance_draws, "nuts": nuts_draws}
+METHODS = {"map": newton_estimate, "importance": importance_or_nuts, "nuts": nuts_draws}
 """What `method` may be."""
 
 
@@ -52,8 +52,8 @@ def denoise(
         observations: One star or many, from `read` or made by hand.
         model: A model, the name of a shipped one, or the folder of a bundle.
         method: `map`: the mode of the posterior, eq. (7). `importance`: means, standard deviations and
-            intervals from weighted draws, in less than a second a star. `nuts`: the same from draws by NUTS;
-            seconds to a minute a star.
+            intervals from weighted draws, in less than a second a star; a star whose weights are not to be
+            trusted is given to NUTS. `nuts`: the same from draws by NUTS; seconds to a minute a star.
         engine: Of `map`: second-order steps, or Pyro's AutoDelta, the reference.
         class_weights: Relative prior weights of the classes: a number for each of the model's classes, or
             `{name: weight}`, where a class that is not named weighs 1; None: all alike, eq. (6).

@@ -1,12 +1,12 @@
-"""Many samplers in one process, whose densities are evaluated together: no fork, no thread pool, no hang."""
+"""Many samplers in one thread, whose densities are evaluated together: no fork, no pool, no hang."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from greenlet import greenlet
 
 from bayesspec.runtime import own_random_state
 
@@ -22,8 +22,8 @@ def run_together(
     """Run tasks that each ask for one number after another, so that their questions are answered in batches.
 
     Only one task runs at any time, in a fixed order, each with a random state of its own: a task's result
-    does not depend on its company. Threads are used as coroutines, for code, such as Pyro's kernels, that
-    calls a function where it would have to yield. Errors of a task are raised here, and end the others.
+    does not depend on its company. Greenlets are coroutines for code, such as Pyro's kernels, that calls a
+    function where it would have to yield. Errors of a task are raised here, and end the others.
 
     Arguments:
         tasks: Each is called with `ask`; `ask(question)` returns the answer.
@@ -46,7 +46,6 @@ def run_together(
     try:
         with own_random_state():
             for runner in runners:
-                runner.start()
                 runner.resume(None)
             while waiting := [position for position, runner in enumerate(runners) if not runner.done]:
                 answers = answer(waiting, [runners[position].question for position in waiting])
@@ -58,60 +57,36 @@ def run_together(
     return [runner.result for runner in runners]
 
 
-class _Cancelled(BaseException):
-    """Ends a task whose answer will never come."""
-
-
 class _Runner:
-    """One task in a thread that runs only while the main thread waits for it."""
+    """One task, with its own of what torch has one of: random numbers, and whether gradients are on."""
 
     def __init__(self, task: Task, seed: int) -> None:
         self.task = task
         self.random_state = torch.Generator().manual_seed(seed).get_state()
-        self.question = self.answer = self.result = None
-        self.error: BaseException | None = None
-        self.done = self.cancelled = False
-        self.go, self.paused = threading.Semaphore(0), threading.Semaphore(0)
-        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.gradients = True
+        self.question = self.result = None
+        self.coroutine = greenlet(self._run)
 
-    def start(self) -> None:
-        self.thread.start()
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self.coroutine.dead
 
     def resume(self, value: Any) -> None:
         """Let the task run until it asks again or ends."""
-        self.answer = value
         torch.random.set_rng_state(self.random_state)
-        self.go.release()
-        self.paused.acquire()
+        with torch.set_grad_enabled(self.gradients):
+            self.question = self.coroutine.switch(value)
+            self.gradients = torch.is_grad_enabled()
         self.random_state = torch.random.get_rng_state()
-        if self.error is not None:
-            raise self.error
 
     def cancel(self) -> None:
-        """End the task, wherever it is; nothing happens to one that has ended."""
-        if self.thread.ident is not None and not self.done:
-            self.cancelled = True
-            self.go.release()
-        if self.thread.ident is not None:
-            self.thread.join()
+        """End the task, wherever it is; nothing happens to one that has ended or never began."""
+        if self.coroutine:
+            self.coroutine.throw()
 
-    def _run(self) -> None:
-        self.go.acquire()
-        try:
-            if not self.cancelled:
-                self.result = self.task(self._ask)
-        except _Cancelled:
-            pass
-        except BaseException as error:  # raised again in the main thread
-            self.error = error
-        finally:
-            self.done = True
-            self.paused.release()
+    def _run(self, _: None) -> None:
+        self.result = self.task(self._ask)
 
     def _ask(self, question: Any) -> Any:
-        self.question = question
-        self.paused.release()
-        self.go.acquire()
-        if self.cancelled:
-            raise _Cancelled
-        return self.answer
+        return self.coroutine.parent.switch(question)

@@ -170,14 +170,21 @@ def _notes(chi2: float, outlier: float, diagnostics: dict[str, float]) -> tuple[
         notes.append(f"outside its class: latents rarer than this have probability {outlier:.1g}")
     if chi2 > EXCESS_NOISE:
         notes.append(f"outside the model: the noise is {np.sqrt(chi2):.1f} times as large as the model's")
+    weighted = not diagnostics.get("handed_over", True)  # draws of importance sampling are independent
     if diagnostics.get("r_hat", 1.0) >= R_HAT:
         notes.append(f"chains disagree: R-hat {diagnostics['r_hat']:.3f}")
-    if "r_hat" in diagnostics and (ess := min(diagnostics["ess_bulk"], diagnostics["ess_tail"])) <= ESS:
+    if (
+        "r_hat" in diagnostics
+        and not weighted
+        and (ess := min(diagnostics["ess_bulk"], diagnostics["ess_tail"])) <= ESS
+    ):
         notes.append(f"few effective draws: {ess:.0f}")
     if diagnostics.get("divergences", 0):
         notes.append(f"{diagnostics['divergences']:.0f} divergences")
     if diagnostics.get("pareto_k", 0.0) > PARETO_K:
-        notes.append(f"weights not to be trusted: Pareto k {diagnostics['pareto_k']:.2f}; use method='nuts'")
+        notes.append(
+            f"weights not to be trusted, Pareto k {diagnostics['pareto_k']:.2f}: drawn by NUTS instead"
+        )
     return tuple(notes)
 
 
