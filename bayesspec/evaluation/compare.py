@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 
-__all__ = ["Estimate", "accuracy", "confusion", "log_score", "median", "share", "wins"]
+__all__ = ["Estimate", "accuracy", "confusion", "log_score", "mean", "median", "share", "wins"]
 
 CONFIDENCE = 0.95
 
@@ -68,20 +69,30 @@ def share(happened: NDArray) -> Estimate:
 
 
 def median(values: NDArray, *, seed: int = 0) -> Estimate:
-    """Median with its percentile-bootstrap interval; of fewer than three values, the values' range.
+    """Median with its bootstrap interval; of fewer than three values, the values' range.
 
     Raises:
         ValueError: if there is no value.
     """
+    return _bootstrap(values, np.median, seed)
+
+
+def mean(values: NDArray, *, seed: int = 0) -> Estimate:
+    """Mean, as `median`."""
+    return _bootstrap(values, np.mean, seed)
+
+
+def _bootstrap(values: NDArray, statistic: Callable[..., NDArray], seed: int) -> Estimate:
     values = np.asarray(values, dtype=float)
     if not len(values):
-        raise ValueError("a median of no value")
+        raise ValueError("a median or mean of no value")
     if len(values) < 3:
-        return Estimate(float(np.median(values)), float(values.min()), float(values.max()), len(values))
+        return Estimate(float(statistic(values)), float(values.min()), float(values.max()), len(values))
     drawn = np.random.default_rng(seed).choice(values, (RESAMPLES, len(values)))
     tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(np.median(drawn, axis=-1), [tail, 100 - tail])
-    return Estimate(float(np.median(values)), float(low), float(high), len(values))
+    # Ends that were drawn: between two infinite ones there is no mean.
+    ends = np.percentile(statistic(drawn, axis=-1), [tail, 100 - tail], method="nearest")
+    return Estimate(float(statistic(values)), float(ends[0]), float(ends[1]), len(values))
 
 
 def accuracy(probabilities: NDArray, klass: NDArray) -> Estimate:
@@ -89,10 +100,10 @@ def accuracy(probabilities: NDArray, klass: NDArray) -> Estimate:
     return share(probabilities.argmax(-1) == klass)
 
 
-def log_score(probabilities: NDArray, klass: NDArray) -> float:
+def log_score(probabilities: NDArray, klass: NDArray) -> Estimate:
     """Mean log probability of the true class, (N, K) and (N,): 0 is perfect, log(1/K) knows nothing."""
     own = probabilities[np.arange(len(klass)), klass]
-    return float(np.log(np.maximum(own, FLOOR)).mean())
+    return mean(np.log(np.maximum(own, FLOOR)))
 
 
 def confusion(probabilities: NDArray, klass: NDArray) -> NDArray[np.int64]:

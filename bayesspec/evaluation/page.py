@@ -95,8 +95,8 @@ def _sections(
         yield "<h2>Intervals</h2>" + _table(
             ["set", "condition", "method", "level", "holds the star", "as measured", "mean width"],
             (
-                [r["set"], r["condition"], r["method"], f"{r['level']:.0%}", f"{r['coverage']:.1%}",
-                 f"{r['coverage_measured']:.1%}", f"{r['width']:.4f}"]
+                [r["set"], r["condition"], r["method"], f"{r['level']:.0%}", _share(r, "coverage"),
+                 _share(r, "coverage_measured"), f"{r['width']:.4f}"]
                 for r in rows
             ),
         )  # fmt: skip

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bayesspec.data.corruption import PAPER_SIZE
 from bayesspec.data.library import CLASSES
 
-from .compare import accuracy, confusion, log_score, median, share, wins
+from .compare import Estimate, accuracy, confusion, log_score, mean, median, share, wins
 from .coverage import LEVELS
 from .lines import LINES
 from .run import INPUT, Scored
@@ -85,24 +85,17 @@ def _losses(found: Found) -> Iterator[dict[str, Any]]:
             for method, scores in scored.scores.items():
                 observed, own = scores["loss_observed"][rows], before["clean_variance"][rows]
                 loss = scores.get("loss", scores["loss_observed"])[rows]
-                middle = median(loss)
                 noise = before["loss_observed"][rows]
-                worse = share(observed > noise)
                 yield {
                     **group,
                     "method": method,
-                    "spectra": middle.count,
-                    "loss": middle.value,
-                    "loss_low": middle.low,
-                    "loss_high": middle.high,
+                    **_interval("loss", median(loss)),
                     "loss_less_truth_noise": float(np.median(loss - own)),
                     "loss_observed": float(np.median(observed)),
                     "loss_missing": float(np.median(scores.get("loss_missing", np.zeros(len(rows)))[rows])),
                     "loss_over_noise": float(np.median(observed / np.maximum(noise, 1e-30))),
-                    "der_snr": float(np.median(scores["der_snr"][rows])),
-                    "harmed": worse.value,
-                    "harmed_low": worse.low,
-                    "harmed_high": worse.high,
+                    **_interval("der_snr", median(scores["der_snr"][rows])),
+                    **_interval("harmed", share(observed > noise)),
                     # Both against the star, not against a truth with noise of its own.
                     "harmed_less_truth_noise": float(np.mean(observed - own > noise + own)),
                     "seconds": scored.seconds.get(method, 0.0),
@@ -124,15 +117,10 @@ def _coverage(found: Found) -> Iterator[dict[str, Any]]:
                 continue
             for group, rows in _groups(scored):
                 for k, level in enumerate(LEVELS):
-                    yield {
-                        **group,
-                        "method": method,
-                        "spectra": int(rows.sum()),
-                        "level": level,
-                        "coverage": float(scores["coverage"][rows, k].mean()),
-                        "coverage_measured": float(scores["coverage_measured"][rows, k].mean()),
-                        "width": float(scores["width"][rows, k].mean()),
-                    }
+                    row = {**group, "method": method, "level": level}
+                    for name in ("coverage", "coverage_measured", "width"):
+                        row |= _interval(name, mean(scores[name][rows, k]))
+                    yield row
 
 
 def _classes(found: Found) -> Iterator[dict[str, Any]]:
@@ -142,8 +130,8 @@ def _classes(found: Found) -> Iterator[dict[str, Any]]:
                 if "class_probabilities" in scores:
                     p, klass = scores["class_probabilities"][rows], scored.data.klass[rows]
                     right = accuracy(p, klass)
-                    score = log_score(p, klass)
-                    yield {**group, "method": method, **_interval("accuracy", right), "log_score": score}
+                    score = _interval("log_score", log_score(p, klass))
+                    yield {**group, "method": method, **_interval("accuracy", right), **score}
 
 
 def _confusion(found: Found) -> Iterator[dict[str, Any]]:
@@ -162,16 +150,12 @@ def _lines(found: Found) -> Iterator[dict[str, Any]]:
             for line in LINES:
                 error = scores[f"ew {line}"][scores[f"ew {line} measured"]]
                 if len(error):
-                    size = median(np.abs(error))
                     yield {
                         "set": scored.data.name,
                         "method": method,
                         "line": line,
-                        "spectra": size.count,
                         "bias": float(np.median(error)),
-                        "error": size.value,
-                        "error_low": size.low,
-                        "error_high": size.high,
+                        **_interval("error", median(np.abs(error))),
                     }
 
 
@@ -247,7 +231,7 @@ def _pairs(scored: Scored) -> Iterator[tuple[str, str]]:
             yield from ((ours, theirs) for theirs in cleaners if theirs != ours)
 
 
-def _interval(name: str, estimate: Any) -> dict[str, Any]:
+def _interval(name: str, estimate: Estimate) -> dict[str, Any]:
     low, high = {f"{name}_low": estimate.low}, {f"{name}_high": estimate.high}
     return {"spectra": estimate.count, name: estimate.value, **low, **high}
 

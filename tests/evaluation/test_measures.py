@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bayesspec.evaluation.compare import accuracy, confusion, log_score, median, share, wins
+from bayesspec.evaluation.compare import accuracy, confusion, log_score, mean, median, share, wins
 from bayesspec.evaluation.coverage import LEVELS, interval_coverage
 from bayesspec.evaluation.der_snr import der_snr
 from bayesspec.evaluation.lines import LINES, equivalent_width
@@ -166,15 +166,17 @@ def test_intervals_of_shares_hold_the_truth(rng):
     assert 0.92 < np.mean(inside) < 0.98
 
 
-def test_medians_have_errors_that_shrink(rng):
-    few, many = median(rng.normal(5, 1, 20)), median(rng.normal(5, 1, 2000))
+@pytest.mark.parametrize("measure", [mean, median])
+def test_medians_and_means_have_errors_that_shrink(rng, measure):
+    few, many = measure(rng.normal(5, 1, 20)), measure(rng.normal(5, 1, 2000))
     for found in (few, many):
         assert found.low <= found.value <= found.high
     assert many.high - many.low < (few.high - few.low) / 4
-    assert median(np.array([3.0]))[:3] == (3.0, 3.0, 3.0)
+    assert measure(np.array([3.0]))[:3] == (3.0, 3.0, 3.0)
+    assert measure(np.full(5, np.inf))[:3] == (np.inf, np.inf, np.inf)
 
 
-@pytest.mark.parametrize("measure", [share, median])
+@pytest.mark.parametrize("measure", [share, median, mean])
 def test_nothing_has_no_share_and_no_median(measure):
     with pytest.raises(ValueError, match="no "):
         measure(np.array([]))
@@ -184,7 +186,7 @@ def test_classes_are_counted(rng):
     klass = rng.integers(0, 4, 100)
     sure = np.eye(4)[klass]
     assert accuracy(sure, klass).value == 1
-    assert log_score(sure, klass) == 0
-    assert log_score(np.full((100, 4), 0.25), klass) == pytest.approx(np.log(0.25))
+    assert log_score(sure, klass)[:3] == (0, 0, 0)
+    assert log_score(np.full((100, 4), 0.25), klass).value == pytest.approx(np.log(0.25))
     np.testing.assert_array_equal(confusion(sure, klass), np.diag(np.bincount(klass, minlength=4)))
-    assert np.isfinite(log_score(1 - sure, klass))
+    assert np.isfinite(log_score(1 - sure, klass).value)
