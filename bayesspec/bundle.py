@@ -47,7 +47,7 @@ def load_model(name: str | Path, *, device: torch.device | str = "cpu") -> Stell
         (3, ('O', 'B', 'A'))
     """
     path = _locate(name)
-    card = read_card(path)
+    card = _read_card(path)
     try:
         weights = (path / WEIGHTS).read_bytes()
     except OSError as error:
@@ -79,7 +79,10 @@ def read_card(name: str | Path) -> dict[str, Any]:
     Raises:
         BundleError: as `load_model`.
     """
-    path = _locate(name)
+    return _read_card(_locate(name))
+
+
+def _read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads((path / CARD).read_text())
     except (OSError, ValueError) as error:

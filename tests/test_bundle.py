@@ -27,6 +27,15 @@ def test_round_trip(toy_model, toy_batch, tmp_path):
         assert torch.equal(a, b)
 
 
+def test_a_path_is_never_taken_for_a_name(toy_model, tmp_path, monkeypatch):
+    """A folder that is called like a shipped bundle, given as a path, is that folder."""
+    save_model(toy_model, tmp_path / "kang2021", card={"name": "mine"})
+    monkeypatch.chdir(tmp_path)
+    for path in ("./kang2021", tmp_path / "kang2021"):
+        assert read_card(path)["name"] == load_model(path).card["name"] == "mine"
+    assert read_card("kang2021")["name"] == load_model("kang2021").card["name"] == "kang2021"
+
+
 def test_files_are_json_and_safetensors_only(toy_model, tmp_path):
     """Nothing in a bundle can run code."""
     path = save_model(toy_model, tmp_path / "toy", card={})
