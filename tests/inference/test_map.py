@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import pyro
 import pytest
 import torch
 
@@ -70,40 +67,6 @@ def test_gradient_vanishes(toy_model, toy_batch):
     covariance = torch.linalg.inv(-blocks)
     step = (covariance @ gradient[..., None])[..., 0]
     assert (step.abs() < 0.1 * covariance.diagonal(dim1=-2, dim2=-1).sqrt()).all()
-
-
-def test_permuting_the_batch_permutes_the_result(toy_model, toy_batch):
-    """A star's result does not depend on its neighbours."""
-    order = [2, 0, 3, 1]
-    straight = map_estimate(toy_model, toy_batch)
-    permuted = map_estimate(toy_model, toy_batch.select(order))
-    alone = map_estimate(toy_model, toy_batch.select([1]))
-    for whole, mixed, single in zip(straight, permuted, alone, strict=True):
-        torch.testing.assert_close(whole[order], mixed, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(whole[1:2], single, rtol=1e-3, atol=1e-3)
-
-
-def test_masked_pixels_have_no_influence(toy_model, toy_batch):
-    """NaN under the mask gives the same maximum to the last bit."""
-    spoiled = replace(toy_batch, flux=torch.where(toy_batch.mask, torch.nan, toy_batch.flux))
-    for clean, dirty in zip(
-        map_estimate(toy_model, toy_batch), map_estimate(toy_model, spoiled), strict=True
-    ):
-        assert torch.equal(clean, dirty)
-
-
-def test_leaves_no_trace(toy_model, toy_batch):
-    """Parameter store, random state, default dtype and thread count are the caller's."""
-    pyro.get_param_store().clear()
-    pyro.param("mine", torch.ones(2))
-    torch.manual_seed(1)
-    before = torch.random.get_rng_state(), torch.get_default_dtype(), torch.get_num_threads()
-    map_estimate(toy_model, toy_batch, classes="marginal", steps=5)
-    assert list(pyro.get_param_store().keys()) == ["mine"]
-    assert torch.equal(torch.random.get_rng_state(), before[0])
-    assert (torch.get_default_dtype(), torch.get_num_threads()) == before[1:]
-    assert not any(parameter.requires_grad for parameter in toy_model.parameters())
-    pyro.get_param_store().clear()
 
 
 def test_more_exposures_raise_the_evidence_for_the_truth(toy_model):

@@ -38,36 +38,6 @@ def test_a_climb_never_descends(toy_model, toy_batch):
         begin = end
 
 
-def test_permuting_the_batch_permutes_the_result(toy_model, toy_batch):
-    """A star's result does not depend on its neighbours."""
-    order = [2, 0, 3, 1]
-    straight = newton_estimate(toy_model, toy_batch)
-    permuted = newton_estimate(toy_model, toy_batch.select(order))
-    alone = newton_estimate(toy_model, toy_batch.select([1]))
-    for whole, mixed, single in zip(straight, permuted, alone, strict=True):
-        torch.testing.assert_close(whole[order], mixed, rtol=1e-3, atol=2e-3)
-        torch.testing.assert_close(whole[1:2], single, rtol=1e-3, atol=2e-3)
-
-
-def test_masked_pixels_have_no_influence(toy_model, toy_batch):
-    """NaN under the mask gives the same maximum to the last bit."""
-    spoiled = replace(toy_batch, flux=torch.where(toy_batch.mask, torch.nan, toy_batch.flux))
-    for clean, dirty in zip(
-        newton_estimate(toy_model, toy_batch), newton_estimate(toy_model, spoiled), strict=True
-    ):
-        assert torch.equal(clean, dirty)
-
-
-def test_leaves_no_trace(toy_model, toy_batch):
-    """Random state, parameters and gradient mode are the caller's, and the result has no graph."""
-    before = torch.random.get_rng_state()
-    found = newton_estimate(toy_model, toy_batch, iterations=3)
-    assert torch.equal(torch.random.get_rng_state(), before)
-    assert torch.is_grad_enabled()
-    assert not any(parameter.requires_grad for parameter in toy_model.parameters())
-    assert not any(part.requires_grad for part in found)
-
-
 @pytest.mark.gpu
 def test_runs_on_a_gpu(toy_model, toy_batch):
     """The same optimum on a real device."""
