@@ -80,7 +80,10 @@ def bench_posterior(
         BayesspecError: if NumPyro is not installed, or a star has free scales or several exposures.
     """
     if batch.flux.shape[1] != 1 or batch.free_index.shape[1]:
-        raise BayesspecError("the benchmark takes stars of one exposure that covers the whole grid")
+        several = (~batch.mask).any(-1).sum(-1) > 1
+        odd = (several | batch.free_scale.any(-1)).nonzero()[:, 0].tolist()
+        names = ", ".join(batch.names[n] for n in odd)
+        raise BayesspecError(f"the benchmark takes stars of one exposure that covers the grid, not {names}")
     scan = LatentScan(model)
     importance_draws(model, batch.select([0]), seed=seed, scan=scan)  # what is loaded on first use
     engines: dict[str, Engine] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,6 +95,9 @@ def denoise(
         raise ObservationError("; ".join(failure.reason for failure in failures))
     if not usable:
         raise ObservationError("no observation was given")
+    # Stars of as many exposures share a batch, whose depth is that of the deepest.
+    order = sorted(range(len(usable)), key=lambda n: len(usable[n]))
+    usable = [usable[n] for n in order]
 
     device = network.class_logits.device
     scan = LatentScan(network)
@@ -115,7 +119,7 @@ def denoise(
                 parts.append(posterior_columns(network, batch, draws[-1], rarity))
             report(first + len(chunk), len(chunk))
 
-    return Result(
+    result = Result(
         method=method,
         model_name=network.name,
         model_version=str(network.card.get("sha256", ""))[:12],
@@ -123,12 +127,12 @@ def denoise(
         classes=network.classes,
         names=tuple(star.name for star in usable),
         units=tuple(star.unit for star in usable),
-        failures=tuple(failures),
         warnings=tuple(note for part in parts for note in part.pop("warnings")),
         model=network,
         draws=Draws.concatenate(draws) if draws else None,
         **_stack(parts),
     )
+    return replace(result[np.argsort(order)], failures=tuple(failures))
 
 
 def _usable(stars: list[Observation], model: StellarModel) -> tuple[list[Observation], list[Failure]]:

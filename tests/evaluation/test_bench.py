@@ -40,9 +40,9 @@ def test_ratios_are_the_median_over_stars():
 
 def test_refuses_what_the_density_in_jax_is_not_for(model):
     """Free scales and several exposures are not in it."""
-    half = Observation(model.grid.wavelength, np.ones(2048), mask=np.arange(2048) > 1200)
-    batch = ObservationBatch.from_observations([half], model.grid)
-    with pytest.raises(BayesspecError, match="one exposure that covers"):
+    half = Observation(model.grid.wavelength, np.ones(2048), mask=np.arange(2048) > 1200, name="half")
+    batch = ObservationBatch.from_observations([star(model), half], model.grid)
+    with pytest.raises(BayesspecError, match="one exposure that covers the grid, not half$"):
         bench_posterior(model, batch)
 
 

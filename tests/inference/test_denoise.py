@@ -64,6 +64,16 @@ def test_order_and_batches_do_not_matter(result, model, stars):
     assert backward.names[::-1] == result.names
 
 
+def test_stars_of_several_exposures_keep_their_rows(result, model, stars):
+    """However many exposures each has, rows are in the order of the input."""
+    first, second, third, *_ = stars[0]
+    deep = bayesspec.Observation.from_exposures([first, first, first], name="deep")
+    mixed = bayesspec.denoise([deep, second, third], model=model, batch_size=2)
+    assert mixed.names == ("deep", second.name, third.name)
+    np.testing.assert_allclose(mixed.z[1:], result.z[1:3], atol=2e-3)
+    assert (~mixed.observed_mask).any(-1).sum(-1).tolist() == [3, 1, 1]
+
+
 def test_same_seed_same_result(result, model, stars):
     """To the last bit."""
     again = bayesspec.denoise(stars[0], model=model)
