@@ -42,7 +42,7 @@ def test_refuses_what_the_density_in_jax_is_not_for(model):
     """Free scales and several exposures are not in it."""
     half = Observation(model.grid.wavelength, np.ones(2048), mask=np.arange(2048) > 1200, name="half")
     batch = ObservationBatch.from_observations([star(model), half], model.grid)
-    with pytest.raises(BayesspecError, match="one exposure that covers the grid, not half$"):
+    with pytest.raises(BayesspecError, match=r"covers the grid, not half$"):
         bench_posterior(model, batch)
 
 
