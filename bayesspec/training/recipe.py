@@ -178,9 +178,7 @@ def train(
             "training_exposures": len(train_exposures),
             "training_epochs": sorted({str(epoch) for epoch in train_exposures.epoch}),
             "bandwidths": dict(zip(CLASSES, prior.bandwidth.tolist(), strict=True)),
-            "start": None
-            if begin is None
-            else {key: begin.card.get(key) for key in ("name", "sha256", "recipe")},
+            "start": None if begin is None else _origin(begin.card),
             "torch": torch.__version__,
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
         },
@@ -190,6 +188,12 @@ def train(
         },
     }
     return save_model(model, out, card=card)
+
+
+def _origin(card: dict[str, Any]) -> dict[str, Any]:
+    """What a training went on from, and what that one did."""
+    origin = {key: card.get(key) for key in ("name", "sha256", "recipe")}
+    return {**origin, "start": card.get("provenance", {}).get("start")}
 
 
 def _checkpoints(out: Path, recipe: Recipe, resume: bool) -> Path:

@@ -118,4 +118,14 @@ def test_training_goes_on_from_a_bundle(survey, bundle, tmp_path):
     for part in ("encoder", "generator"):
         state = getattr(begin, part).state_dict()
         assert all(torch.equal(v, state[k]) for k, v in getattr(further, part).state_dict().items())
-    assert further.card["provenance"]["start"]["sha256"] == begin.card["sha256"]
+    origin = further.card["provenance"]["start"]
+    assert origin["sha256"] == begin.card["sha256"]
+    assert origin["start"] is None
+    third = replace(still, start=str(tmp_path / "further"))
+    card = load_model(train([survey / "stars.fits"], files(survey), tmp_path / "third", third)).card
+    assert card["provenance"]["start"] == {
+        "name": further.card["name"],
+        "sha256": further.card["sha256"],
+        "recipe": still.to_dict(),
+        "start": origin,
+    }
