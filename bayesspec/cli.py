@@ -294,6 +294,8 @@ def posterior(
 
     Importance sampling and NUTS of this package, Pyro's NUTS as its manual has it, and NumPyro's.
 
+    A run that was stopped goes on where it was: give the same command again.
+
     Needs NumPyro: pip install "bayesspec\\[bench]". Slow: minutes a spectrum, nearly all of them Pyro's.
 
     [bold]Example[/bold]: bayesspec bench posterior spec-*.fits -o bench.ecsv
@@ -303,14 +305,19 @@ def posterior(
     from .observation import ObservationBatch
     from .terminal import print_table
 
-    if out.exists() and not overwrite:
-        raise BayesspecError(f"{out}: is there already; --overwrite replaces it")
+    if overwrite:
+        out.unlink(missing_ok=True)
     network = _load(model, "cpu")
     batch = ObservationBatch.from_observations([read(file) for file in files], network.grid)
     table = bench_posterior(
-        network, batch, draws=draws, stock_draws=stock_draws, seed=seed, progress=sys.stderr.isatty()
+        network,
+        batch,
+        draws=draws,
+        stock_draws=stock_draws,
+        seed=seed,
+        out=out,
+        progress=sys.stderr.isatty(),
     )
-    table.write(out, overwrite=True)
     speeds = {other: list(found.values()) for other, found in ratios(table).items()}
     print_table(
         ["importance is faster than", "median ratio", "not counting warm-up"],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
@@ -23,6 +24,9 @@ from bayesspec.observation import ObservationBatch
 from bayesspec.runtime import progress_bar, seeded
 
 __all__ = ["bench_posterior", "ratios"]
+
+COLUMNS = ["star", "engine", "ess", "r_hat", "core_seconds", "warmup", "compilation"]
+COLUMNS += ["ess_per_second", "ess_per_second_after_warmup"]
 
 CHAINS = 4
 """Chains of both NUTS that run several at once."""
@@ -54,6 +58,7 @@ def bench_posterior(
     draws: int = 500,
     stock_draws: int = 200,
     seed: int = 0,
+    out: str | Path | None = None,
     progress: bool = False,
 ) -> Table:
     """Time the engines on the same spectra, one spectrum after the other.
@@ -69,6 +74,7 @@ def bench_posterior(
         draws: Of each of NumPyro's chains.
         stock_draws: Draws, and as many of warm-up, of stock Pyro, which is slow.
         seed: Of everything random.
+        out: A table (ECSV) that is written after every run, and gone on from where it is there.
         progress: Show a bar on stderr.
 
     Returns:
@@ -77,7 +83,8 @@ def bench_posterior(
         without the warm-up.
 
     Raises:
-        BayesspecError: if NumPyro is not installed, or a star has free scales or several exposures.
+        BayesspecError: if NumPyro is not installed, a star has free scales or several exposures, or `out` is
+            of another model or other settings.
     """
     if batch.flux.shape[1] != 1 or batch.free_index.shape[1]:
         several = (~batch.mask).any(-1).sum(-1) > 1
@@ -92,16 +99,30 @@ def bench_posterior(
         "pyro": lambda star: _stock_pyro(model, star, stock_draws, seed),
         "numpyro": _numpyro(model, batch.select([0]), scan, warmup, draws, seed),
     }
-    rows = []
-    with progress_bar("bench posterior", len(batch) * len(engines), enabled=progress) as report:
-        for n in range(len(batch)):
-            for name, engine in engines.items():
-                run = engine(batch.select([n]))
-                speeds = run.ess / run.seconds, run.ess / (run.seconds - run.warmup)
-                rows.append((batch.names[n], name, *run, *speeds))
-                report(len(rows), speeds[0])
-    names = ["star", "engine", "ess", "r_hat", "core_seconds", "warmup", "compilation"]
-    return Table(rows=rows, names=[*names, "ess_per_second", "ess_per_second_after_warmup"])
+    settings = {"model": model.card.get("sha256", ""), "warmup": warmup, "draws": draws}
+    settings |= {"stock_draws": stock_draws, "seed": seed}
+    rows = _begun(out, settings)
+    known = {row[:2] for row in rows}
+    runs = [(n, name) for n in range(len(batch)) for name in engines if (batch.names[n], name) not in known]
+    with progress_bar("bench posterior", len(rows) + len(runs), len(rows), enabled=progress) as report:
+        for n, name in runs:
+            run = engines[name](batch.select([n]))
+            speeds = run.ess / run.seconds, run.ess / (run.seconds - run.warmup)
+            rows.append((batch.names[n], name, *run, *speeds))
+            if out is not None:
+                Table(rows=rows, names=COLUMNS, meta=settings).write(out, overwrite=True)
+            report(len(rows), speeds[0])
+    return Table(rows=rows, names=COLUMNS, meta=settings)
+
+
+def _begun(out: str | Path | None, settings: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """The rows of a benchmark that was stopped."""
+    if out is None or not Path(out).exists():
+        return []
+    table = Table.read(out)
+    if {name: table.meta.get(name) for name in settings} != settings:
+        raise BayesspecError(f"{out}: a benchmark of another model or other settings")
+    return [(str(row[0]), str(row[1]), *map(float, list(row)[2:])) for row in table]
 
 
 def ratios(table: Table, engine: str = "importance") -> dict[str, dict[str, float]]:
@@ -202,12 +223,14 @@ def _numpyro(
         mcmc.post_warmup_state = None
         return run
 
-    first, again = timed(example), timed(example)
-    compilation = [first.seconds - again.seconds]
+    compilation: list[float] = []
 
     def engine(star: ObservationBatch) -> Run:
-        once = compilation.pop() if compilation else 0.0
-        return timed(star)._replace(compilation=once)
+        if compilation:
+            return timed(star)
+        first, again = timed(example), timed(example)
+        compilation.append(first.seconds - again.seconds)
+        return timed(star)._replace(compilation=compilation[0])
 
     return engine
 

@@ -6,7 +6,7 @@ import torch
 from astropy.table import Table
 
 from bayesspec import Observation, load_model
-from bayesspec.evaluation.bench import bench_posterior, ratios
+from bayesspec.evaluation.bench import COLUMNS, bench_posterior, ratios
 from bayesspec.exceptions import BayesspecError
 from bayesspec.inference.map import log_joint
 from bayesspec.observation import ObservationBatch
@@ -58,6 +58,21 @@ def test_density_in_jax_is_the_models(model, gap):
     density = jax_log_density(model)
     there = [float(density(row, batch.flux[0, 0].numpy(), batch.mask[0, 0].numpy())) for row in z.numpy()]
     np.testing.assert_allclose(there, here.numpy(), rtol=1e-5, atol=0.02)
+
+
+def test_a_benchmark_that_is_done_is_not_run_again(model, tmp_path):
+    """Rows of the file are kept; other settings are refused."""
+    pytest.importorskip("numpyro", reason="NumPyro and JAX are for the benchmark only")
+    batch = ObservationBatch.from_observations([star(model)], model.grid)
+    meta = {"model": model.card["sha256"], "warmup": 60, "draws": 60, "stock_draws": 20, "seed": 0}
+    engines = ["importance", "nuts", "pyro", "numpyro"]
+    rows = [("star", name, 100.0 + n, 1.0, 2.0, 1.0, 0.0, 50.0, 100.0) for n, name in enumerate(engines)]
+    Table(rows=rows, names=COLUMNS, meta=meta).write(tmp_path / "bench.ecsv")
+    settings = {"warmup": 60, "draws": 60, "stock_draws": 20, "out": tmp_path / "bench.ecsv"}
+    found = bench_posterior(model, batch, **settings)
+    assert [tuple(row) for row in found] == rows
+    with pytest.raises(BayesspecError, match="another model or other settings"):
+        bench_posterior(model, batch, **{**settings, "seed": 1})
 
 
 @pytest.mark.slow
