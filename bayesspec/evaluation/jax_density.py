@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import logsumexp
 
 from bayesspec.model import StellarModel
 from bayesspec.nn.noise import ALPHA_MAX
@@ -24,6 +21,10 @@ def jax_log_density(model: StellarModel) -> Callable[[Any, Any, Any], Any]:
     Arguments:
         model: The model.
     """
+    import jax
+    import jax.numpy as jnp
+    from jax.scipy.special import logsumexp
+
     weight = {name: np.asarray(tensor) for name, tensor in model.state_dict().items()}
     generator, strides = model.generator, model.generator.config["strides"]
     kernel, reach = model.noise.kernel, model.noise.reach
