@@ -318,10 +318,9 @@ def posterior(
         out=out,
         progress=sys.stderr.isatty(),
     )
-    speeds = {other: list(found.values()) for other, found in ratios(table).items()}
     print_table(
         ["importance is faster than", "median ratio", "not counting warm-up"],
-        [[other, *(f"{value:.0f}" for value in found)] for other, found in speeds.items()],
+        [[other, *(f"{value:.0f}" for value in found.values())] for other, found in ratios(table).items()],
     )
     _say(f"{len(batch)} spectra, runs in {out}")
 

@@ -245,9 +245,9 @@ class ObservationBatch:
             raise ObservationError("a batch needs at least one observation")
         depth = max(row[0].flux.shape[0] for row in rows)
         return cls.from_arrays(
-            *(np.stack([_pad(row[0][k], depth, k == 2) for row in rows]) for k in range(3)),
-            np.stack([_pad(row[1], depth, 1.0) for row in rows]),
-            np.stack([_pad(row[2], depth, False) for row in rows]),
+            *(np.stack([pad_exposures(row[0][k], depth, k == 2) for row in rows]) for k in range(3)),
+            np.stack([pad_exposures(row[1], depth, 1.0) for row in rows]),
+            np.stack([pad_exposures(row[2], depth, False) for row in rows]),
             names=tuple(star.name for star in observations),
             device=device,
             dtype=dtype,
@@ -342,6 +342,7 @@ def _rescale(exposure: Exposure, factor: float) -> Exposure:
     return replace(exposure, flux=exposure.flux * factor, ivar=ivar)
 
 
-def _pad(array: NDArray, depth: int, value: float | bool) -> NDArray:
+def pad_exposures(array: NDArray, depth: int, value: float | bool | str) -> NDArray:
+    """An array of exposures, (E, ...), with rows of one value after them, (depth, ...)."""
     missing = depth - array.shape[0]
     return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1), constant_values=value)

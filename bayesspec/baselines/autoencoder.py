@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from bayesspec.grid import flux_unit
 from bayesspec.nn import Encoder, Generator
 from bayesspec.nn.isometry import tolerant
 from bayesspec.runtime import seeded
+from bayesspec.training.generator import new_networks
 from bayesspec.training.loop import minimise
 
 from .base import Array, Baseline, Mask
@@ -121,16 +121,8 @@ class Autoencoder(Baseline):
             checkpoint: File to resume from, see `bayesspec.training.loop.minimise`.
             progress: Show a bar on stderr.
         """
-        size = stars.flux.shape[1]
-        with seeded(seed):
-            encoder = Encoder(recipe.latent_dim, size, recipe.encoder_hidden, recipe.encoder_channels)
-            decoder = Generator(recipe.latent_dim, size, recipe.hidden, recipe.channels, recipe.strides)
         weights = stars.sampling_weights(recipe.balance, recipe.model_vote)
-        observed = ~stars.mask * weights[:, None]
-        mean = (stars.flux * observed).sum(0) / np.maximum(observed.sum(0), 1e-12)
-        with torch.no_grad():
-            decoder.mean.copy_(torch.as_tensor(mean))
-
+        encoder, decoder = new_networks(stars, recipe, weights, seed)
         network = _Network(encoder, decoder)
         flux, missing = torch.as_tensor(stars.flux), torch.as_tensor(stars.mask)
         chance = torch.as_tensor(weights)

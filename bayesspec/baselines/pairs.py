@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bayesspec.data.library import StarLibrary
 from bayesspec.data.noise import NoiseLibrary
+from bayesspec.evaluation.losses import squared_loss
 from bayesspec.exceptions import BayesspecError
 
 from .base import Array, Denoiser
@@ -82,8 +83,7 @@ class Pairs:
 
     def losses(self, denoiser: Denoiser) -> Array:
         """Mean squared difference from the clean spectrum over all pixels where that is known, (N,)."""
-        difference = denoiser.denoise(self.flux, self.ivar, self.mask) - self.clean
-        return (np.where(self.known, difference, 0.0) ** 2).sum(-1) / self.known.sum(-1)
+        return squared_loss(denoiser.denoise(self.flux, self.ivar, self.mask), self.clean, ~self.known)
 
     def score(self, denoiser: Denoiser) -> float:
         """Geometric mean over the classes of their median loss: what opponents are tuned to make small."""

@@ -11,12 +11,13 @@ from sklearn.utils.extmath import randomized_svd
 
 from bayesspec.data.library import StarLibrary
 from bayesspec.data.noise import NoiseLibrary
+from bayesspec.evaluation.der_snr import der_noise
 from bayesspec.exceptions import BayesspecError
 from bayesspec.observation import FULL_COVERAGE
 
 from .base import Array, Baseline, Mask
 from .pairs import Pairs, search
-from .scales import noise_level, noise_scale, pipeline_factor
+from .scales import noise_scale, pipeline_factor
 
 __all__ = ["ProbabilisticPCA"]
 
@@ -120,7 +121,7 @@ class ProbabilisticPCA(Baseline):
         target = np.zeros(k + 1)
         target[k] = 1.0
 
-        level = np.maximum(noise_level(flux, mask), 1e-3)
+        level = np.maximum(der_noise(flux, mask)[0], 1e-3)
         spectrum, weight = np.broadcast_to(self.mean, flux.shape), observed.astype(float)
         for step in range(STEPS):
             variance = self._noise_variance(ivar, level) + scale[:, None] ** 2 * self.uniqueness

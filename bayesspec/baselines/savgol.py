@@ -12,10 +12,10 @@ from scipy.signal import savgol_filter
 
 from bayesspec.data.library import StarLibrary
 from bayesspec.data.noise import NoiseLibrary
+from bayesspec.evaluation.der_snr import der_noise
 
 from .base import Array, Baseline, Mask, fill_gaps
 from .pairs import Pairs, search
-from .scales import noise_level
 
 __all__ = ["SavitzkyGolay"]
 
@@ -55,7 +55,7 @@ class SavitzkyGolay(Baseline):
         for amplitude in AMPLITUDES:
             scaled = replace(noise, residual=noise.residual * amplitude, ivar=noise.ivar / amplitude**2)
             pairs = Pairs.draw(stars, scaled, per_class=per_class, seed=seed, gaps=0.0)
-            level = float(np.median(noise_level(pairs.flux, pairs.mask)))
+            level = float(np.median(der_noise(pairs.flux, pairs.mask)[0]))
             best = search(
                 lambda window, order: cls([1.0], [max(window, order + 1 + order % 2)], [order]),
                 {"window": WINDOWS, "order": ORDERS},
@@ -68,7 +68,7 @@ class SavitzkyGolay(Baseline):
 
     def _denoise(self, flux: Array, ivar: Array, mask: Mask) -> Array:
         filled = fill_gaps(flux, mask)
-        own = np.log(np.maximum(noise_level(flux, mask), 1e-6))
+        own = np.log(np.maximum(der_noise(flux, mask)[0], 1e-6))
         nearest = np.abs(own[:, None] - np.log(self.levels)).argmin(-1)
         clean = np.empty_like(filled)
         for level in np.unique(nearest):

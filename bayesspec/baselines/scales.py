@@ -1,4 +1,4 @@
-"""How noisy a pixel is: what training exposures say of the wavelength, and a spectrum of itself."""
+"""How noisy a pixel is: what training exposures say of the wavelength."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bayesspec.data.noise import NoiseLibrary
 
 from .base import Array, fill_gaps
 
-__all__ = ["noise_level", "noise_scale", "pipeline_factor"]
+__all__ = ["noise_scale", "pipeline_factor"]
 
 SMOOTHING = 9
 """Pixels of the running median over noise scales: they have as few exposures as a survey's star has."""
@@ -28,22 +28,6 @@ def pipeline_factor(noise: NoiseLibrary) -> Array:
     if not known.any():
         return np.ones(noise.residual.shape[1])
     return _smooth(_spread(np.abs(noise.residual) * np.sqrt(noise.ivar), known, axis=0))
-
-
-def noise_level(flux: Array, mask: NDArray[np.bool_]) -> Array:
-    """Standard deviation of a spectrum's noise from the spectrum alone, (N,); 0 where no pixel can tell.
-
-    References:
-        | DER_SNR (Stoehr et al. 2008, ASP Conf. Ser. 394, 505)
-
-    Example:
-        >>> noisy = 1 + np.random.default_rng(0).normal(0, 0.1, (1, 2048))
-        >>> noise_level(noisy, noisy > 9).round(2)
-        array([0.1])
-    """
-    difference = np.abs(2 * flux[:, 2:-2] - flux[:, :-4] - flux[:, 4:])
-    usable = ~(mask[:, 2:-2] | mask[:, :-4] | mask[:, 4:])
-    return 1.482602 / np.sqrt(6.0) * _quantile(difference, usable, 0.5, axis=1)
 
 
 def _spread(size: NDArray, among: NDArray[np.bool_], axis: int) -> Array:

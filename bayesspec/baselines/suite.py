@@ -19,7 +19,7 @@ from bayesspec.grid import WavelengthGrid
 from bayesspec.observation import FULL_COVERAGE
 
 from .autoencoder import Autoencoder, AutoencoderRecipe
-from .base import Baseline, Denoiser
+from .base import Baseline
 from .pairs import Pairs
 from .pca import ProbabilisticPCA
 from .savgol import SavitzkyGolay
@@ -28,7 +28,7 @@ from .xseer import Xseer, covers, published_layers
 
 __all__ = ["SuiteRecipe", "fit_baselines"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised where a method changes, so that what was fitted before is fitted again."""
 
 
@@ -72,7 +72,7 @@ def fit_baselines(
     recipe: SuiteRecipe | None = None,
     grid: WavelengthGrid | None = None,
     progress: bool = False,
-) -> dict[str, Denoiser]:
+) -> dict[str, Baseline]:
     """Fit every opponent on the training sides, tune it on the validation sides; the test sides are not read.
 
     What was fitted is kept under `out` and loaded from there the next time, if recipe, seed and data are the
@@ -101,7 +101,7 @@ def fit_baselines(
     fits = _fits(sides, recipe, grid, seed, progress)
     common = [FORMAT_VERSION, recipe.per_class, seed, grid.to_dict(), sides.digest()]
 
-    suite: dict[str, Denoiser] = {}
+    suite: dict[str, Baseline] = {}
     for name, (cls, settings, fit) in fits.items():
         key = hashlib.sha256(json.dumps([*common, name, settings]).encode()).hexdigest()
         folder = out / name

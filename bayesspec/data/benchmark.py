@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bayesspec.exceptions import BayesspecError
 from bayesspec.grid import Rebinned, WavelengthGrid, flux_unit
-from bayesspec.observation import FULL_COVERAGE, Observation
+from bayesspec.observation import FULL_COVERAGE, Observation, pad_exposures
 
 from .corruption import SETS, Exposures, Truth
 from .library import CLASSES, StarLibrary
@@ -240,7 +240,11 @@ def _build(
                 conditions.append(condition)
 
     depth = max(len(part.flux) for part in parts)
-    mask = np.stack([_pad(part.mask, depth, True) for part in parts])
+
+    def stacked(name: str, value: float | bool | str) -> NDArray:
+        return np.stack([pad_exposures(getattr(part, name), depth, value) for part in parts])
+
+    mask = stacked("mask", True)
     complete = (~stars.mask).mean(-1) >= FULL_COVERAGE
     snr = np.array([_stated_snr(stars, n) for n in range(len(stars))])
     real = (stars.kind != "model") & (snr > stars.snr / BELIEVABLE) & (snr < stars.snr * BELIEVABLE)
@@ -253,10 +257,10 @@ def _build(
         stars.klass[rows],
         stars.star[rows],
         stars.kind[rows],
-        np.where(mask, 0, np.stack([_pad(part.flux, depth, 0.0) for part in parts])).astype(np.float32),
-        np.where(mask, 0, np.stack([_pad(part.ivar, depth, 0.0) for part in parts])).astype(np.float32),
+        np.where(mask, 0, stacked("flux", 0.0)).astype(np.float32),
+        np.where(mask, 0, stacked("ivar", 0.0)).astype(np.float32),
         mask,
-        np.stack([_pad(part.epoch, depth, "") for part in parts]),
+        stacked("epoch", ""),
         complete[rows] & (name != "one_arm"),
         {key: np.array([condition[key] for condition in conditions]) for key in conditions[0]},
     )
@@ -274,8 +278,3 @@ def _first_of_class(stars: StarLibrary, count: int) -> NDArray[np.int64]:
 
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
-def _pad(array: NDArray, depth: int, value: float | bool | str) -> NDArray:
-    missing = depth - len(array)
-    return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1), constant_values=value)

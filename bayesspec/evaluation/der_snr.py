@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["der_snr"]
+__all__ = ["der_noise", "der_snr"]
 
 GAUSSIAN = 1.482602
 """Standard deviation of a normal distribution whose median absolute value is 1."""
@@ -15,13 +15,7 @@ STEP = 2
 
 
 def der_snr(flux: NDArray, mask: NDArray) -> NDArray[np.float64]:
-    r"""Median flux over the noise that third-order differences show, (...,).
-
-    .. math:: \sigma = \frac{1.482602}{\sqrt 6} \, \mathrm{median}_i \,
-        |2 f_i - f_{i-2} - f_{i+2}|
-
-    The original closes the ranks where pixels are missing; here a difference needs its three pixels, so that
-    no two sides of a gap are compared.
+    """Median flux over the noise that third-order differences show, (...,), see `der_noise`.
 
     References:
         | Stoehr et al. 2008, DER_SNR: A Simple & General Spectroscopic Signal-to-Noise Measurement Algorithm,
@@ -39,16 +33,36 @@ def der_snr(flux: NDArray, mask: NDArray) -> NDArray[np.float64]:
         >>> round(float(der_snr(noisy, noisy < -9)), 1)
         10.0
     """
+    noise, told = der_noise(flux, mask)
+    signal = _median(np.asarray(flux, float), ~np.asarray(mask, dtype=bool))
+    ratio = np.full(noise.shape, np.inf)
+    np.divide(signal, noise, out=ratio, where=noise > 0)
+    return np.where(told, ratio, 0.0)
+
+
+def der_noise(flux: NDArray, mask: NDArray) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    r"""Standard deviation of a spectrum's noise by itself, (...,), and whether any three pixels tell it.
+
+    .. math:: \sigma = \frac{1.482602}{\sqrt 6} \, \mathrm{median}_i \,
+        |2 f_i - f_{i-2} - f_{i+2}|
+
+    The original closes the ranks where pixels are missing; here a difference needs its three pixels, so that
+    no two sides of a gap are compared.
+
+    Arguments:
+        flux: (..., D).
+        mask: True = bad, (..., D).
+
+    Example:
+        >>> noisy = 1 + np.random.default_rng(0).normal(0, 0.1, 100_000)
+        >>> der_noise(noisy, noisy < -9)[0].round(2)
+        np.float64(0.1)
+    """
     seen = ~np.asarray(mask, dtype=bool)
     flux = np.where(seen, flux, 0.0).astype(float)
     difference = np.abs(2 * flux[..., STEP:-STEP] - flux[..., : -2 * STEP] - flux[..., 2 * STEP :])
     whole = seen[..., STEP:-STEP] & seen[..., : -2 * STEP] & seen[..., 2 * STEP :]
-
-    noise = GAUSSIAN / np.sqrt(6) * _median(difference, whole)
-    signal = _median(flux, seen)
-    ratio = np.full(noise.shape, np.inf)
-    np.divide(signal, noise, out=ratio, where=noise > 0)
-    return np.where(whole.any(-1), ratio, 0.0)
+    return GAUSSIAN / np.sqrt(6) * _median(difference, whole), whole.any(-1)
 
 
 def _median(values: NDArray, seen: NDArray) -> NDArray[np.float64]:

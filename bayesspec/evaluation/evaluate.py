@@ -78,7 +78,7 @@ def evaluate(
         model,
         found,
         library=", ".join(Path(path).name for path in library),
-        noise=f"{len(exposures.split('test'))} exposures of {_nights(exposures)}",
+        noise=_nights(exposures.split("test")),
         recipe=recipe.to_dict(),
         opponents=", ".join(rival.name for rival in rivals) or "none",
     )
@@ -96,13 +96,12 @@ def _opponents(
     progress: bool,
 ) -> list[Opponent]:
     """Fitted on the training sides; known by what they were fitted with."""
-    from bayesspec.baselines.base import Baseline
     from bayesspec.baselines.suite import fit_baselines
 
     fitted = fit_baselines(stars, noise, out=folder, seed=seed, quick=quick, grid=grid, progress=progress)
-    return [Opponent(rival, name, Baseline.stored_key(folder / name)) for name, rival in fitted.items()]
+    return [Opponent(rival, name, rival.key) for name, rival in fitted.items()]
 
 
 def _nights(noise: NoiseLibrary) -> str:
-    nights = sorted(set(noise.split("test").epoch))
-    return f"{len(nights)} unseen nights ({', '.join(nights)})"
+    nights = sorted(set(noise.epoch))
+    return f"{len(noise)} exposures of {len(nights)} unseen nights ({', '.join(nights)})"

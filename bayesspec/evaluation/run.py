@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 from bayesspec import __version__
 from bayesspec.data.benchmark import BenchmarkSet
@@ -169,10 +170,9 @@ def run_benchmark(
 def _part(method: Method, data: BenchmarkSet, kept: NDArray, folder: Path) -> Scores:
     what = f"{__version__} {data.fingerprint} {np.flatnonzero(kept).tolist()} {method.name} {method.key}"
     key = hashlib.sha256(what.encode()).hexdigest()
-    file = folder / f"{data.name}-{key[:20]}.npz"
+    file = folder / f"{data.name}-{key[:20]}.safetensors"
     if file.exists():
-        with np.load(file, allow_pickle=False) as saved:
-            return dict(saved)
+        return load_file(file)
     begin = time.perf_counter()
     estimate, std, scores = method(data)
     seconds = time.perf_counter() - begin
@@ -182,8 +182,8 @@ def _part(method: Method, data: BenchmarkSet, kept: NDArray, folder: Path) -> Sc
     scores["seconds"] = np.array([seconds])
 
     # Written whole or not at all: a run may be killed at any moment.
-    unfinished = file.with_suffix(f".{os.getpid()}.npz")
-    np.savez(unfinished, **scores)
+    unfinished = file.with_suffix(f".{os.getpid()}.tmp")
+    save_file({name: np.ascontiguousarray(array) for name, array in scores.items()}, unfinished)
     unfinished.replace(file)
     return scores
 

@@ -84,12 +84,11 @@ def interval_scores(data: BenchmarkSet, result: Result) -> Scores:
         star_only, measured = interval_coverage(*about), interval_coverage(*about, variance=variance)
         rows.append((star_only.share, measured.share, star_only.width))
     coverage, measured, width = (np.stack(column) for column in zip(*rows, strict=True))
-    diagnostics = {} if result.draws is None else result.draws.diagnostics
     return {
         "coverage": coverage,
         "coverage_measured": measured,
         "width": width,
-        **{k: v for k, v in diagnostics.items() if k in ("pareto_k", "ess_bulk")},
+        **{k: v for k, v in result.draws.diagnostics.items() if k in ("pareto_k", "ess_bulk")},
     }
 
 

@@ -40,8 +40,8 @@ def importance_or_nuts(
 
     Returns:
         Draws with the diagnostics of both: `handed_over`, True for what NUTS drew; `pareto_k` of the weights;
-        `r_hat`, `ess_bulk`, `ess_tail` and `divergences`, which for weighted draws are 1, twice their
-        effective number, and 0.
+        `r_hat`, `ess_bulk`, `ess_tail` and `divergences`, which for weighted draws are 1, their
+        effective number, the same again, and 0.
     """
     found = importance_draws(model, batch, seed=seed, scan=scan, **options)
     ess, none = found.diagnostics["ess_bulk"], np.zeros(len(found), int)

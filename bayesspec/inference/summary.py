@@ -170,14 +170,10 @@ def _notes(chi2: float, outlier: float, diagnostics: dict[str, float]) -> tuple[
         notes.append(f"outside its class: latents rarer than this have probability {outlier:.1g}")
     if chi2 > EXCESS_NOISE:
         notes.append(f"outside the model: the noise is {np.sqrt(chi2):.1f} times as large as the model's")
-    weighted = not diagnostics.get("handed_over", True)  # draws of importance sampling are independent
     if diagnostics.get("r_hat", 1.0) >= R_HAT:
         notes.append(f"chains disagree: R-hat {diagnostics['r_hat']:.3f}")
-    if (
-        "r_hat" in diagnostics
-        and not weighted
-        and (ess := min(diagnostics["ess_bulk"], diagnostics["ess_tail"])) <= ESS
-    ):
+    by_chains = diagnostics.get("handed_over", "r_hat" in diagnostics)
+    if by_chains and (ess := min(diagnostics["ess_bulk"], diagnostics["ess_tail"])) <= ESS:
         notes.append(f"few effective draws: {ess:.0f}")
     if diagnostics.get("divergences", 0):
         notes.append(f"{diagnostics['divergences']:.0f} divergences")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from bayesspec.runtime import seeded
 
 from .loop import minimise
 
-__all__ = ["GeneratorRecipe", "encode", "train_generator"]
+__all__ = ["GeneratorRecipe", "encode", "new_networks", "train_generator"]
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,8 @@ def train_generator(
         checkpoint: File to resume from, see `minimise`.
         progress: Show a bar on stderr.
     """
-    size = library.flux.shape[1]
-    with seeded(seed):
-        encoder = Encoder(recipe.latent_dim, size, recipe.encoder_hidden, recipe.encoder_channels)
-        generator = Generator(recipe.latent_dim, size, recipe.hidden, recipe.channels, recipe.strides)
     weights = library.sampling_weights(recipe.balance, model_vote)
-    with torch.no_grad():
-        observed = ~library.mask * weights[:, None]
-        generator.mean.copy_(torch.as_tensor((library.flux * observed).sum(0) / observed.sum(0)))
-
+    encoder, generator = new_networks(library, recipe, weights, seed)
     if start is not None:
         encoder.load_state_dict(start[0].state_dict())
         generator.load_state_dict(start[1].state_dict())
@@ -125,6 +119,39 @@ def train_generator(
         progress=progress,
     )
     return encoder.requires_grad_(False), generator.requires_grad_(False)
+
+
+class Sizes(Protocol):
+    """What of a recipe says how large encoder and generator are."""
+
+    latent_dim: int
+    hidden: int
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    encoder_hidden: int
+    encoder_channels: tuple[int, ...]
+
+
+def new_networks(
+    library: StarLibrary, sizes: Sizes, weights: np.ndarray, seed: int
+) -> tuple[Encoder, Generator]:
+    """Untrained networks for the library's spectra; the generator begins at their weighted mean.
+
+    Arguments:
+        library: Clean training spectra, (N, D).
+        sizes: Of the networks.
+        weights: Of the spectra, (N,).
+        seed: Of the first weights of the networks.
+    """
+    size = library.flux.shape[1]
+    with seeded(seed):
+        encoder = Encoder(sizes.latent_dim, size, sizes.encoder_hidden, sizes.encoder_channels)
+        generator = Generator(sizes.latent_dim, size, sizes.hidden, sizes.channels, sizes.strides)
+    observed = ~library.mask * weights[:, None]
+    mean = (library.flux * observed).sum(0) / np.maximum(observed.sum(0), 1e-12)
+    with torch.no_grad():
+        generator.mean.copy_(torch.as_tensor(mean))
+    return encoder, generator
 
 
 @torch.no_grad()
