@@ -299,19 +299,17 @@ class ObservationBatch:
 
         rows = np.asarray(index, dtype=np.int64)
         at = torch.as_tensor(rows).to(self.flux.device)
-        free = self.free_scale[at]
         tensors = {
-            f.name: getattr(self, f.name)[at]
-            for f in fields(self)
-            if f.name not in ("free_index", "names", "free_scale")
+            f.name: getattr(self, f.name)[at] for f in fields(self) if f.name not in ("free_index", "names")
         }
-        return replace(
-            self,
-            **tensors,
-            free_scale=free,
-            free_index=torch.stack(torch.nonzero(free, as_tuple=True)),
-            names=tuple(self.names[n] for n in rows),
-        )
+        return replace(self.with_tensors(**tensors), names=tuple(self.names[n] for n in rows))
+
+    def with_tensors(self, *, free_scale: torch.Tensor, **tensors: torch.Tensor) -> ObservationBatch:
+        """The batch with other tensors, by name; the positions of free scales follow from `free_scale`."""
+        import torch
+
+        index = torch.stack(torch.nonzero(free_scale, as_tuple=True))
+        return replace(self, **tensors, free_scale=free_scale, free_index=index)
 
     def to(self, device: torch.device | str) -> ObservationBatch:
         """The same batch on another device."""

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from bayesspec.distributions.class_kde import ClassKDE, LatentPrior
 from bayesspec.distributions.noise_flow import NoiseFlow
+from bayesspec.distributions.robust_flow import RobustNoiseFlow
 
-__all__ = ["ClassKDE", "LatentPrior", "NoiseFlow"]
+__all__ = ["ClassKDE", "LatentPrior", "NoiseFlow", "RobustNoiseFlow"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
-from torch.distributions import constraints
+
+from bayesspec.distributions.spectrum_noise import SpectrumNoise
 
 
-class NoiseFlow(TorchDistribution):
+class NoiseFlow(SpectrumNoise):
     r"""Distribution of an observed spectrum y given the clean spectrum s, :math:`y = a (s + \epsilon)`.
 
     The noise is a local autoregressive flow, :math:`\epsilon_d \sim \mathcal{N}(\mu_d, \exp(\alpha_d)^2)`,
@@ -53,13 +53,6 @@ class NoiseFlow(TorchDistribution):
         tensor([6, 0, 0])
     """
 
-    arg_constraints = {  # noqa: RUF012 - the type that torch declares
-        "loc": constraints.real_vector,
-        "scale": constraints.positive,
-        "observed": constraints.dependent(is_discrete=True, event_dim=1),  # bool by its dtype, or None
-    }
-    support = constraints.real_vector
-
     def __init__(
         self,
         loc: Tensor,
@@ -68,75 +61,13 @@ class NoiseFlow(TorchDistribution):
         observed: Tensor | None = None,
         validate_args: bool | None = None,
     ):
-        self.loc = loc
-        self.network = network
-        self.scale = scale if isinstance(scale, Tensor) else loc.new_full((), scale)
-        self._observed = observed
-
         if loc.dim() < 1 or loc.shape[-1] <= network.kernel:
             raise ValueError(f"loc must be (..., D), D > kernel = {network.kernel}, not {tuple(loc.shape)}")
-        if observed is not None and observed.dtype != torch.bool:
-            raise ValueError(f"observed must be bool, True where a pixel is observed, not {observed.dtype}")
-        if observed is not None and observed.shape[-1:] != loc.shape[-1:]:
-            raise ValueError(
-                f"observed {tuple(observed.shape)} and loc {tuple(loc.shape)} must have the same pixels"
-            )
-
-        shapes = [loc.shape[:-1], self.scale.shape] + ([] if observed is None else [observed.shape[:-1]])
-        try:
-            batch_shape = torch.broadcast_shapes(*shapes)
-        except RuntimeError as error:
-            raise ValueError(
-                f"batch shapes of loc, scale, observed do not broadcast: {[tuple(s) for s in shapes]}"
-            ) from error
-        super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
-
-    @property
-    def observed(self) -> Tensor | None:
-        """True where a pixel is observed, as given; None for all."""
-        return self._observed
-
-    @property
-    def used(self) -> Tensor:
-        """True where a pixel's term counts, equation (16): bool, shape (..., D)."""
-        used = torch.ones_like(self.loc, dtype=torch.bool) if self._observed is None else self._used
-        return used.expand(self.batch_shape + self.event_shape)
-
-    def expand(self, batch_shape: Size, _instance: NoiseFlow | None = None) -> NoiseFlow:
-        """The same distribution with a larger batch shape; arguments are kept as they are."""
-        new = self._get_checked_instance(NoiseFlow, _instance)
-        batch_shape = Size(batch_shape)
-        if torch.broadcast_shapes(self.batch_shape, batch_shape) != batch_shape:
-            raise ValueError(f"cannot expand batch shape {tuple(self.batch_shape)} to {tuple(batch_shape)}")
-
-        new.loc, new.network, new.scale, new._observed = self.loc, self.network, self.scale, self._observed
-        super(NoiseFlow, new).__init__(batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
-    def residual(self, value: Tensor) -> Tensor:
-        r"""Noise :math:`\epsilon = y / a - s`, zero where not observed, shape (..., D)."""
-        scale = self.scale[..., None]
-        if self._observed is None:
-            return value / scale - self.loc
-
-        # Twice: the inner keeps NaN out of the arithmetic, the outer keeps the gradient from s and a.
-        eps = torch.where(self._observed, value, 0.0) / scale - self.loc
-        return torch.where(self._observed, eps, 0.0)
+        super().__init__(loc, network, scale, observed, validate_args)
 
     def xi(self, eps: Tensor) -> Tensor:
         r"""Whitened noise :math:`\xi_d = (\epsilon_d - \mu_d) \exp(-\alpha_d)`, shape (..., D)."""
         return self._whiten(eps)[0]
-
-    def log_prob_terms(self, value: Tensor) -> Tensor:
-        """Log-densities of the pixels, each given those before it; zero where not used, shape (..., D)."""
-        terms = self._terms(value)
-        return terms.expand(torch.broadcast_shapes(terms.shape, self.batch_shape + self.event_shape))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of spectra (..., D), shape (...): the sum of the terms that count."""
-        total = self._terms(value).sum(-1)
-        return total.expand(torch.broadcast_shapes(total.shape, self.batch_shape))
 
     @torch.no_grad()
     def sample(self, sample_shape: Size = Size()) -> Tensor:
@@ -156,19 +87,15 @@ class NoiseFlow(TorchDistribution):
 
     @property
     def _used(self) -> Tensor:
+        # Equation (16).
         k, used = self.network.kernel, self._observed.clone()
         for back in range(1, k + 1):
             used[..., k:].logical_and_(self._observed[..., k - back : -back])
         return used
 
-    def _terms(self, value: Tensor) -> Tensor:
-        # Not expanded to the batch shape: what does not differ is computed once.
-        if self._validate_args:
-            self._validate_sample(value)
-
-        xi, alpha = self._whiten(self.residual(value))
-        terms = self._base_log_prob(xi) - alpha - self.scale.log()[..., None]
-        return terms if self._observed is None else torch.where(self._used, terms, 0.0)
+    def _residual_terms(self, residual: Tensor) -> Tensor:
+        xi, alpha = self._whiten(residual)
+        return self._base_log_prob(xi) - alpha
 
     def _whiten(self, eps: Tensor) -> tuple[Tensor, Tensor]:
         mean, alpha = self.network(eps)
@@ -180,22 +107,3 @@ class NoiseFlow(TorchDistribution):
 
     def _base_sample(self, shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-
-    def _validate_sample(self, value: Tensor) -> None:
-        expected = self.batch_shape + self.event_shape
-        try:
-            fits = torch.broadcast_shapes(value.shape, expected)[-1:] == value.shape[-1:]
-        except RuntimeError:
-            fits = False
-        if not fits:
-            raise ValueError(f"value {tuple(value.shape)} does not fit spectra of shape {tuple(expected)}")
-
-        bad = ~value.isfinite()
-        if self._observed is not None:
-            bad = bad & self._observed
-        if bad.any():
-            first = tuple(bad.nonzero()[0].tolist())
-            raise ValueError(
-                f"value is NaN or infinite at {int(bad.sum())} observed pixels, the first at {first}: "
-                "mark such pixels as not observed"
-            )

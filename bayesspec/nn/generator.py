@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
-__all__ = ["Generator", "TransposedConvolution"]
+__all__ = ["Generator", "TransposedConvolution", "forward_jacobian"]
 
 
 class TransposedConvolution(nn.Module):
@@ -114,16 +114,19 @@ class Generator(nn.Module):
 
     def jacobian(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """G(z), (..., D), and dG/dz, (..., D, L), by L forward-mode products."""
-        flat = z.reshape(-1, self.latent_dim)
-        columns = []
-        for direction in torch.eye(self.latent_dim, dtype=z.dtype, device=z.device):
-            spectrum, column = torch.func.jvp(self, (flat,), (direction.expand_as(flat),))
-            columns.append(column)
-        jacobian = torch.stack(columns, dim=-1)
-        return spectrum.reshape(*z.shape[:-1], -1), jacobian.reshape(*z.shape[:-1], -1, self.latent_dim)
+        return forward_jacobian(self, z)
 
     def singular_values(self, z: Tensor) -> Tensor:
         """Singular values of dG/dz in per-pixel rms, (..., L), descending: 1 where G is an isometry."""
         _, jacobian = self.jacobian(z)
         gram = jacobian.transpose(-1, -2) @ jacobian / jacobian.shape[-2]
         return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(-1)
+
+
+def forward_jacobian(function: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+    """f(z), (..., D), and df/dz, (..., D, L), of a function of each z (..., L) alone, by L products."""
+    columns = []
+    for direction in torch.eye(z.shape[-1], dtype=z.dtype, device=z.device):
+        value, column = torch.func.jvp(function, (z,), (direction.expand_as(z),))
+        columns.append(column)
+    return value, torch.stack(columns, dim=-1)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from bayesspec.nn.noise import NoiseNetwork
+from bayesspec.nn import NoiseNetwork, RobustNoiseNetwork
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +29,22 @@ def network() -> Callable[..., NoiseNetwork]:
             for name, parameter in noise.named_parameters():
                 size = 0.05 if name.startswith("convolution") else 0.3
                 parameter += size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        return noise
+
+    return build
+
+
+@pytest.fixture
+def robust_network() -> Callable[..., RobustNoiseNetwork]:
+    """Robust networks whose mean and width depend on all they see, in every parameter."""
+
+    def build(pixels: int, kernel: int = 5, components: int = 3) -> RobustNoiseNetwork:
+        generator = torch.Generator().manual_seed(kernel)
+        noise = RobustNoiseNetwork(pixels, kernel, channels=12, hidden=8, components=components).double()
+        with torch.no_grad():
+            for parameter in noise.parameters():
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            noise.log_scales.copy_(torch.linspace(-0.3, 0.9, components))
         return noise
 
     return build

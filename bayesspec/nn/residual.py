@@ -1,0 +1,134 @@
+"""What the generator cannot express: a residual term B w, and beneath it a discrepancy of each pixel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["WIDTHS", "ResidualTerm"]
+
+WIDTHS = (1.0, 5.0, 25.0, 125.0)
+"""How many times as large as usual the discrepancy of a pixel may be: a line that no pattern has."""
+
+LOG_RANGE = 4.0
+"""The log size of a star's residuals stays within this, smoothly."""
+
+FALL = 4.0
+"""How steeply an anchor's say falls with distance: as its square to the power of minus this."""
+
+
+class ResidualTerm(nn.Module):
+    r"""The residual of a star beyond G(z): :math:`B\,(m(z) + e^{\varsigma h} \Lambda(z)\,w) + e`.
+
+    The columns of B are P patterns that residuals of many stars share. How stars have them, on average and
+    together, is another thing for every kind of star: an M dwarf's molecular bands are worse described than a
+    white dwarf's continuum. So the mean :math:`m(z)`, the P x R factor :math:`\Lambda(z)` of the covariance,
+    and the discrepancy of single pixels that they leave, :math:`e_d \sim \mathcal{N}(0, e^{2 \varsigma h}
+    \tau_d(z)^2)`, are local: each is interpolated between J anchors in the space of z. w is standard normal.
+    A star that is like no other of its kind is told by h, standard normal: all its residuals are larger.
+
+    Where e is put back after the fit, a few pixels have one that is several times as large: `share` says how
+    often, pixel by pixel, for each of `WIDTHS`. An emission line that no pattern has is no cosmic ray.
+
+    The R + 1 latents of the residual are h and after it w.
+
+    Arguments:
+        latent_dim: L.
+        size: D, the number of pixels.
+        patterns: P.
+        components: R.
+        anchors: J.
+        bands: Knots along the spectrum between which an anchor's part of :math:`\log \tau` is interpolated.
+
+    Example:
+        >>> residual = ResidualTerm(latent_dim=6, components=40)
+        >>> z, w = torch.zeros(7, 6), torch.zeros(7, 1 + 40)
+        >>> residual(z, w).shape, residual.discrepancy(z, w).shape
+        (torch.Size([7, 2048]), torch.Size([7, 2048]))
+    """
+
+    def __init__(
+        self,
+        latent_dim: int = 6,
+        size: int = 2048,
+        patterns: int = 160,
+        components: int = 40,
+        anchors: int = 48,
+        bands: int = 64,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "latent_dim": latent_dim,
+            "size": size,
+            "patterns": patterns,
+            "components": components,
+            "anchors": anchors,
+            "bands": bands,
+        }
+        self.components = components
+        self.register_buffer("basis", torch.zeros(patterns, size))
+        self.register_buffer("anchors", torch.zeros(anchors, latent_dim))
+        self.register_buffer("width", torch.tensor(0.1))
+        self.register_buffer("offset", torch.zeros(anchors, patterns))
+        # In half precision: it is the larger part of the term, and of no use to three digits.
+        self.register_buffer("factor", torch.zeros(anchors, patterns, components, dtype=torch.float16))
+        self.register_buffer("log_discrepancy", torch.full((size,), -4.0))
+        self.register_buffer("log_bands", torch.zeros(anchors, bands))
+        self.register_buffer("share", torch.tensor([1.0, 0, 0, 0])[:, None].repeat(1, size))
+        self.register_buffer("spread", torch.tensor(0.5))
+        self.register_buffer("interpolation", _hats(bands, size), persistent=False)
+
+    @property
+    def dim(self) -> int:
+        """R + 1, of h and w."""
+        return self.components + 1
+
+    def forward(self, z: Tensor, hw: Tensor) -> Tensor:
+        """The residual term (..., D) of stars with latents z (..., L) and (h, w) (..., R + 1)."""
+        near, w = self.near(z), hw[..., 1:] * self.log_size(hw[..., :1]).exp()
+        anchors, patterns, _ = self.factor.shape
+        factor = self.factor.to(w.dtype).reshape(anchors * patterns, -1)
+        each = (w @ factor.T).unflatten(-1, (anchors, patterns))
+        coefficients = (near[..., None] * (self.offset + each)).sum(-2)
+        return coefficients @ self.basis
+
+    def jacobian(self, z: Tensor, hw: Tensor) -> Tensor:
+        """Its derivatives by (h, w), (..., D, R + 1)."""
+        scaled = self.local_factor(z) * self.log_size(hw[..., :1]).exp()[..., None]
+        by_w = self.basis.T @ scaled
+        by_h = self.growth(hw)[..., None] * (by_w @ hw[..., 1:, None])[..., 0]
+        return torch.cat([by_h[..., None], by_w], dim=-1)
+
+    def near(self, z: Tensor) -> Tensor:
+        """The say of each anchor, (..., J), of sum 1: by inverse distance, smooth and never undefined."""
+        square = (z[..., None, :] - self.anchors).square().sum(-1)
+        return (-FALL * torch.log1p(square / self.width.square())).softmax(-1)
+
+    def local_offset(self, z: Tensor) -> Tensor:
+        """Mean of the patterns' coefficients, (..., P), among stars like z (..., L)."""
+        return self.near(z) @ self.offset
+
+    def local_factor(self, z: Tensor) -> Tensor:
+        """Factor of their covariance, (..., P, R), at the usual size."""
+        return torch.einsum("...j,jpr->...pr", self.near(z), self.factor.to(z.dtype))
+
+    def growth(self, hw: Tensor) -> Tensor:
+        """Derivative by h of the log size of all residuals, (...)."""
+        return self.spread * torch.cosh(self.spread * hw[..., 0] / LOG_RANGE).square().reciprocal()
+
+    def discrepancy(self, z: Tensor, hw: Tensor) -> Tensor:
+        """Standard deviation of each pixel's discrepancy, (..., D), at latents (..., L) and (..., R + 1)."""
+        bands = self.near(z) @ self.log_bands
+        return (bands @ self.interpolation + self.log_discrepancy + self.log_size(hw[..., :1])).exp()
+
+    def log_size(self, h: Tensor) -> Tensor:
+        """The log factor on all residuals of stars with sizes h."""
+        return LOG_RANGE * torch.tanh(self.spread * h / LOG_RANGE)
+
+
+def _hats(bands: int, size: int) -> Tensor:
+    """Piecewise linear functions of the pixel, (bands, D), that are 1 at their own knot and sum to 1."""
+    position = torch.linspace(0, bands - 1, size)
+    return (1 - (position - torch.arange(bands)[:, None]).abs()).clamp_min(0)

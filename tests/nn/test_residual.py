@@ -1,0 +1,149 @@
+"""Laws of the residual term: its derivatives, its bounds, and the size that multiplies all of it."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+
+from bayesspec.nn import ResidualTerm
+from bayesspec.nn.residual import LOG_RANGE
+
+F64 = torch.float64
+L, R, D, P = 3, 4, 50, 6
+
+
+@pytest.fixture
+def term() -> ResidualTerm:
+    """A residual term in float64 that uses every buffer."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        term = ResidualTerm(L, D, P, R, anchors=5, bands=6).double()
+        for name in ("basis", "anchors", "offset", "factor", "log_discrepancy", "log_bands"):
+            getattr(term, name).normal_()
+        yield term
+
+
+@pytest.mark.parametrize("batch", [(), (7,), (2, 3), (0,)])
+def test_shapes(term: ResidualTerm, batch: tuple[int, ...]) -> None:
+    """Any batch, empty included."""
+    z, hw = torch.randn(*batch, L, dtype=F64), torch.randn(*batch, term.dim, dtype=F64)
+    assert term.dim == R + 1
+    assert term(z, hw).shape == term.discrepancy(z, hw).shape == (*batch, D)
+    assert term.local_offset(z).shape == (*batch, P)
+    assert term.local_factor(z).shape == (*batch, P, R)
+    assert term.jacobian(z, hw).shape == (*batch, D, R + 1)
+    assert term.growth(hw).shape == batch
+
+
+def test_term_is_what_its_formula_says(term: ResidualTerm) -> None:
+    """B (m + g Lambda w), each interpolated between the anchors."""
+    z, hw = torch.randn(5, L, dtype=F64), torch.randn(5, R + 1, dtype=F64)
+    size = term.log_size(hw[:, :1]).exp()
+    coefficients = term.local_offset(z) + (term.local_factor(z) @ (size * hw[:, 1:])[..., None])[..., 0]
+    torch.testing.assert_close(term(z, hw), coefficients @ term.basis)
+
+
+def test_anchors_share_what_lies_between_them(term: ResidualTerm) -> None:
+    """Shares are positive and sum to one; at an anchor, far from the others, all is as the anchor has it."""
+    assert (term.near(torch.randn(50, L, dtype=F64)) > 0).all()
+    torch.testing.assert_close(term.near(torch.randn(50, L, dtype=F64)).sum(-1), torch.ones(50, dtype=F64))
+    term.anchors *= 1e4
+    torch.testing.assert_close(term.near(term.anchors), torch.eye(5, dtype=F64))
+    torch.testing.assert_close(term.local_offset(term.anchors), term.offset)
+    torch.testing.assert_close(term.local_factor(term.anchors), term.factor)
+
+
+def test_jacobian_is_that_of_autograd(term: ResidualTerm) -> None:
+    """Derivatives by h and w of every star, small and large sizes alike."""
+    z, hw = torch.randn(5, L, dtype=F64), torch.randn(5, R + 1, dtype=F64)
+    hw[3:, 0] = torch.tensor([-9.0, 9.0])
+    expected = torch.func.vmap(torch.func.jacrev(term, argnums=1))(z, hw)
+    torch.testing.assert_close(term.jacobian(z, hw), expected)
+
+
+def test_growth_is_the_slope_of_the_log_size(term: ResidualTerm) -> None:
+    """For any h; the spread itself where the size is the usual one."""
+    hw = torch.zeros(81, R + 1, dtype=F64)
+    hw[:, 0] = torch.linspace(-20, 20, 81)
+    h = hw[:, 0].clone().requires_grad_()
+    (slope,) = torch.autograd.grad(term.log_size(h).sum(), h)
+    torch.testing.assert_close(term.growth(hw), slope)
+    torch.testing.assert_close(term.growth(hw)[40], term.spread)
+    assert (slope > 0).all()
+    torch.testing.assert_close(term.log_size(h.detach()), -term.log_size(-h.detach()))
+
+
+def test_size_multiplies_all_residuals(term: ResidualTerm) -> None:
+    """What deviates from the usual, and the discrepancy, by the same factor at every pixel."""
+    z, hw = torch.randn(5, L, dtype=F64), torch.randn(5, R + 1, dtype=F64)
+    usual, none = hw.clone(), torch.zeros_like(hw)
+    usual[:, 0] = 0
+    factor = term.log_size(hw[:, :1]).exp()
+    torch.testing.assert_close(term.discrepancy(z, hw), factor * term.discrepancy(z, usual))
+    mean = term(z, none)
+    torch.testing.assert_close(term(z, hw) - mean, factor * (term(z, usual) - mean))
+
+
+def test_residual_is_linear_in_w(term: ResidualTerm) -> None:
+    """Twice the w, twice as far from the mean; w = 0 leaves the mean, of whatever size."""
+    z, hw = torch.randn(5, L, dtype=F64), torch.randn(5, R + 1, dtype=F64)
+    twice = torch.cat([hw[:, :1], 2 * hw[:, 1:]], dim=-1)
+    mean = term(z, torch.cat([hw[:, :1], 0 * hw[:, 1:]], dim=-1))
+    torch.testing.assert_close(mean, term.local_offset(z) @ term.basis)
+    torch.testing.assert_close(term(z, twice) - mean, 2 * (term(z, hw) - mean))
+
+
+@pytest.mark.parametrize("far", [1.0, 1e2, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_no_latent_breaks_it(term: ResidualTerm, far: float, dtype: torch.dtype) -> None:
+    """However far z and h are, mean, factor and discrepancy stay among the anchors', and gradients finite."""
+    term = term.to(dtype)
+    z = (far * torch.randn(200, L, dtype=dtype)).requires_grad_()
+    hw = (far * torch.randn(200, R + 1, dtype=dtype)).requires_grad_()
+    assert (term.local_offset(z) <= term.offset.amax(0) + 1e-5).all()
+    assert (term.local_factor(z) >= term.factor.amin(0) - 1e-5).all()
+    discrepancy, size = term.discrepancy(z, hw), term.log_size(hw[:, :1])
+    assert (discrepancy > 0).all()
+    assert (size.abs() <= LOG_RANGE).all()
+    every = term(z, torch.cat([hw[:, :1], hw[:, 1:] / far], dim=-1)).sum() + discrepancy.log().sum()
+    for gradient in torch.autograd.grad(every, (z, hw)):
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize(("bands", "size"), [(1, 20), (2, 20), (6, 50), (12, 2048)])
+def test_interpolation_is_linear(bands: int, size: int) -> None:
+    """Hats are not negative, sum to one, and reproduce a straight line through the knots."""
+    hats = ResidualTerm(L, size, P, R, bands=bands).interpolation
+    assert (hats >= 0).all()
+    torch.testing.assert_close(hats.sum(0), torch.ones(size))
+    line = torch.arange(bands, dtype=torch.float32) @ hats
+    torch.testing.assert_close(line, torch.linspace(0, bands - 1, size))
+
+
+def test_starts_the_same_for_all_stars() -> None:
+    """A new term has one discrepancy for every z, and no pattern."""
+    term, z, hw = ResidualTerm(L, D, P, R), torch.randn(7, L), torch.randn(7, R + 1)
+    assert (term(z, hw) == 0).all()
+    usual = torch.cat([0 * hw[:, :1], hw[:, 1:]], dim=-1)
+    torch.testing.assert_close(term.discrepancy(z, usual), torch.full((7, D), math.exp(-4.0)))
+
+
+def test_its_config_builds_it(term: ResidualTerm) -> None:
+    """A term of the same config takes its state and says the same."""
+    twin = ResidualTerm(**term.config).double()
+    twin.load_state_dict(term.state_dict())
+    z, hw = torch.randn(5, L, dtype=F64), torch.randn(5, R + 1, dtype=F64)
+    assert torch.equal(twin(z, hw), term(z, hw))
+    assert torch.equal(twin.discrepancy(z, hw), term.discrepancy(z, hw))
+
+
+def test_runs_on_a_device_without_a_cpu_tensor_in_the_way(term: ResidualTerm, only_meta) -> None:
+    """Term, sizes and derivatives touch no tensor but those of the device they are on."""
+    term = copy.deepcopy(term).to("meta")
+    z, hw = torch.zeros(5, L, dtype=F64, device="meta"), torch.zeros(5, R + 1, dtype=F64, device="meta")
+    with only_meta():
+        assert term(z, hw).shape == term.discrepancy(z, hw).shape == (5, D)
+        assert term.jacobian(z, hw).shape == (5, D, R + 1)
