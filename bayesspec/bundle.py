@@ -17,7 +17,7 @@ from .distributions import LatentPrior
 from .exceptions import BundleError
 from .grid import WavelengthGrid
 from .model import StellarModel
-from .nn import Encoder, Generator, NoiseNetwork
+from .nn import Encoder, Generator, NoiseNetwork, ResidualTerm, RobustNoiseNetwork
 
 __all__ = ["load_model", "read_card", "save_model", "shipped"]
 
@@ -35,7 +35,7 @@ def load_model(name: str | Path, *, device: torch.device | str = "cpu") -> Stell
     """Load a shipped model by its name, or any bundle by its path.
 
     Arguments:
-        name: `kang2021`, or the folder of a bundle.
+        name: `stellar`, `kang2021`, or the folder of a bundle.
         device: Where its tensors go.
 
     Raises:
@@ -58,14 +58,17 @@ def load_model(name: str | Path, *, device: torch.device | str = "cpu") -> Stell
     try:
         tensors = load(weights)
         architecture = card["architecture"]
+        residual = architecture.get("residual")
+        noise = NoiseNetwork if residual is None else RobustNoiseNetwork
         model = StellarModel(
             WavelengthGrid(**card["grid"]),
             card["classes"],
             Encoder(**architecture["encoder"]),
             Generator(**architecture["generator"]),
             LatentPrior(*(tensors[f"prior.{part}"] for part in ("centres", "log_weights", "bandwidth"))),
-            NoiseNetwork(**architecture["noise"]),
+            noise(**architecture["noise"]),
             card,
+            None if residual is None else ResidualTerm(**residual),
         )
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
@@ -119,6 +122,7 @@ def save_model(
     path.mkdir(parents=True, exist_ok=True)
     weights = save({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()})
     parts = {"encoder": model.encoder, "generator": model.generator, "noise": model.noise}
+    parts |= {} if model.residual is None else {"residual": model.residual}
     full = {
         "name": path.name,
         **card,

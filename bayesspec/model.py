@@ -11,10 +11,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from .distributions import LatentPrior, NoiseFlow
+from .distributions import LatentPrior, NoiseFlow, RobustNoiseFlow
 from .exceptions import BayesspecError
 from .grid import WavelengthGrid
-from .nn import Encoder, Generator, NoiseNetwork
+from .nn import Encoder, Generator, NoiseNetwork, ResidualTerm, RobustNoiseNetwork
+from .nn.generator import forward_jacobian
+from .noise_level import fill_ivar
 from .observation import ObservationBatch
 
 __all__ = ["StellarModel"]
@@ -35,6 +37,16 @@ class StellarModel(nn.Module):
     An exposure whose normalisation is unknown has a scale, :math:`y_e = a_e (s + \epsilon_e)`, with
     :math:`\log a_e \sim \mathcal{N}(0, 1)`. The star's class can be enumerated: nothing but z depends on it.
 
+    A model may have a residual term for what G cannot express, and then noise that knows the pipeline's
+    inverse variance,
+
+    .. math::
+        h, w &\sim \mathcal{N}(0, 1), \quad e_d \sim \mathcal{N}(0, e^{2 \varsigma h} \tau_d(z)^2) \\
+        s &= G(z) + B\,(m(z) + e^{\varsigma h} \Lambda(z)\,w) + e
+
+    where e, one number a pixel, is summed out within the likelihood (see `ResidualTerm`). In the code w is h
+    and w together, R numbers; where a function takes or gives latents, they are z and after it w.
+
     References:
         | Kang, He & Zhang 2021, RAA 21, 169, section 3 (https://arxiv.org/abs/2103.02896)
 
@@ -44,7 +56,8 @@ class StellarModel(nn.Module):
         encoder: First guess of z; not part of the density.
         generator: G.
         prior: p(z | C).
-        noise: Conditioner of the noise flow.
+        noise: Conditioner of the noise flow; with a residual term one that knows the inverse variance.
+        residual: B, m, Lambda and tau, or None.
         card: What is known about the bundle: name, provenance, recipe, metrics.
 
     Example:
@@ -66,31 +79,82 @@ class StellarModel(nn.Module):
         encoder: Encoder,
         generator: Generator,
         prior: LatentPrior,
-        noise: NoiseNetwork,
+        noise: NoiseNetwork | RobustNoiseNetwork,
         card: dict[str, Any] | None = None,
+        residual: ResidualTerm | None = None,
     ) -> None:
         super().__init__()
+        if (residual is None) != isinstance(noise, NoiseNetwork):
+            raise ValueError("a residual term goes with a RobustNoiseNetwork, and the one with the other")
         self.grid, self.classes, self.card = grid, tuple(classes), dict(card or {})
         self.encoder, self.generator, self.prior, self.noise = encoder, generator, prior, noise
+        self.residual = residual
         self.register_buffer("class_logits", torch.zeros(len(self.classes)), persistent=False)
         self.requires_grad_(False)
 
     def forward(self, batch: ObservationBatch) -> Tensor:
-        """The Pyro model of N stars with E exposures; returns the clean spectra, (N, 1, D).
+        """The Pyro model of N stars with E exposures; returns the spectra without e, (N, 1, D).
 
-        Sites: `C` (N, 1), `z` (N, 1, L), `log_scale` (F,) for the F exposures of the batch whose scale is
-        free, `y` (N, E, D).
+        Sites: `C` (N, 1), `z` (N, 1, L), `w` (N, 1, R) with a residual term, `log_scale` (F,) for the F
+        exposures of the batch whose scale is free, `y` (N, E, D).
         """
         scale, device = self.exposure_scale(batch), batch.flux.device
         with pyro.plate("star", len(batch), dim=-2, device=device):
             klass = pyro.sample(
                 "C", dist.Categorical(logits=self.class_logits), infer={"enumerate": "parallel"}
             )  # eq. (6)
-            z = pyro.sample("z", self.prior(klass))  # eq. (5)
-            s = self.generator(z)  # eq. (4)
+            latents = pyro.sample("z", self.prior(klass))  # eq. (5)
+            if self.residual is not None:
+                unit = dist.Normal(scale.new_zeros(()), 1.0).expand([self.residual_dim]).to_event(1)
+                w = pyro.sample("w", unit)
+                latents = torch.cat([latents, w.expand(*latents.shape[:-1], -1)], dim=-1)
+            s = self.spectrum(latents)  # eq. (4)
             with pyro.plate("exposure", batch.flux.shape[1], dim=-1, device=device):
-                pyro.sample("y", NoiseFlow(s, self.noise, scale, ~batch.mask), obs=batch.flux)  # eq. (3)
+                pyro.sample("y", self.likelihood(latents, s, scale, batch), obs=batch.flux)  # eq. (3)
         return s
+
+    def spectrum(self, latents: Tensor) -> Tensor:
+        """G(z), and the residual term if there is one: spectra (..., D) of latents (..., L + R)."""
+        if self.residual is None:
+            return self.generator(latents)
+        z, w = self.split(latents)
+        return self.generator(z) + self.residual(z, w)
+
+    def jacobian(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """The spectrum, (..., D), and its derivatives, (..., D, L + R), at latents (..., L + R)."""
+        if self.residual is None:
+            return self.generator.jacobian(latents)
+        z, w = self.split(latents)
+        spectrum, by_z = forward_jacobian(lambda point: self.generator(point) + self.residual(point, w), z)
+        return spectrum, torch.cat([by_z, self.residual.jacobian(z, w)], dim=-1)
+
+    def split(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (..., L + R) as z (..., L) and w (..., R)."""
+        return latents[..., : self.latent_dim], latents[..., self.latent_dim :]
+
+    def likelihood(
+        self, latents: Tensor, spectrum: Tensor, scale: Tensor, batch: ObservationBatch
+    ) -> NoiseFlow | RobustNoiseFlow:
+        """The distribution of y given latents (..., N, 1, L + R) and their spectra, e summed out.
+
+        Arguments:
+            latents: What the discrepancy's size depends on.
+            spectrum: `spectrum(latents)`, (..., N, 1, D).
+            scale: Of every exposure, (..., N, E).
+            batch: N stars; with a residual term one whose ivar is known, see `with_noise_level`.
+        """
+        observed = ~batch.mask
+        if self.residual is None:
+            return NoiseFlow(spectrum, self.noise, scale, observed)
+
+        # All exposures share one e. That the likelihood takes them one by one is right to the information
+        # on s if each has its own e with a variance larger by its share of the information of all.
+        ivar = torch.where(observed, batch.ivar, 0.0) * scale[..., None].square()
+        known = torch.where(ivar > 0, ivar, 1.0)
+        share = torch.where(ivar > 0, ivar.sum(-2, keepdim=True) / known, 1.0)
+        discrepancy = self.residual.discrepancy(*self.split(latents)) * share.sqrt()
+        noise_std = torch.where(observed, batch.ivar, 1.0).rsqrt()
+        return RobustNoiseFlow(spectrum, self.noise, noise_std, scale, discrepancy, observed)
 
     def exposure_scale(self, batch: ObservationBatch) -> Tensor:
         """The scale of every exposure, (N, E): sampled where it is free, 1 where it is known."""
@@ -102,14 +166,26 @@ class StellarModel(nn.Module):
             log_scale = pyro.sample("log_scale", dist.Normal(scale.new_zeros(()), SCALE_WIDTH))
         return scale.index_put(tuple(batch.free_index), log_scale.exp())
 
-    def log_likelihood(self, batch: ObservationBatch, z: Tensor, log_scale: Tensor) -> Tensor:
-        """log p(y | z) of N stars, (..., N), at latents (..., N, L) and log scales (..., N, E), eq. (16)."""
-        flow = NoiseFlow(self.generator(z)[..., None, :], self.noise, log_scale.exp(), ~batch.mask)
+    def log_likelihood(self, batch: ObservationBatch, latents: Tensor, log_scale: Tensor) -> Tensor:
+        """log p(y | z, w) of N stars, (..., N), at latents (..., N, L + R) and log scales (..., N, E)."""
+        latents = latents[..., None, :]
+        flow = self.likelihood(latents, self.spectrum(latents), log_scale.exp(), batch)
         return flow.log_prob(batch.flux).sum(-1)
 
-    def log_joint_classes(self, z: Tensor) -> Tensor:
-        """log p(C) + log p(z | C) of latents (N, L) for every class, (N, K)."""
-        return self.class_logits.log_softmax(-1) + self.prior.log_prob_all(z)
+    def log_joint_classes(self, latents: Tensor) -> Tensor:
+        """log p(C) + log p(z | C) + log p(w) of latents (N, L + R) for every class, (N, K)."""
+        z, w = self.split(latents)
+        by_class = self.class_logits.log_softmax(-1) + self.prior.log_prob_all(z)
+        if self.residual is None:
+            return by_class
+        unit = torch.distributions.Normal(w.new_zeros(()), 1.0, validate_args=False)
+        return by_class + unit.log_prob(w).sum(-1, keepdim=True)
+
+    def with_noise_level(self, batch: ObservationBatch) -> ObservationBatch:
+        """The batch with an inverse variance where the pipeline gave none, if this model's noise needs it."""
+        if self.residual is None:
+            return batch
+        return fill_ivar(batch, self.noise.reference)
 
     def with_class_weights(self, weights: Mapping[str, float] | Sequence[float]) -> StellarModel:
         """The same model, networks shared, with another prior of the classes, eq. (6).
@@ -141,5 +217,10 @@ class StellarModel(nn.Module):
 
     @property
     def latent_dim(self) -> int:
-        """L."""
+        """L, of z."""
         return self.generator.latent_dim
+
+    @property
+    def residual_dim(self) -> int:
+        """R, of h and w; 0 without a residual term."""
+        return 0 if self.residual is None else self.residual.dim

@@ -50,7 +50,7 @@ def plot_star(star: Result, truth: ArrayLike | None = None) -> Figure:
     Example:
         >>> import bayesspec, numpy as np
         >>> star = bayesspec.Observation(np.linspace(3900, 9100, 4000), np.ones(4000), name="flat")
-        >>> figure = plot_star(bayesspec.denoise(star)[0])
+        >>> figure = plot_star(bayesspec.denoise(star, model="kang2021")[0])
         >>> [ax.get_ylabel() for ax in figure.axes]
         ['Flux', 'Residual [%]', '']
     """

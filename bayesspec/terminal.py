@@ -68,7 +68,6 @@ def print_card(card: dict[str, Any], path: object) -> None:
     """What a bundle holds: from its `model.json`."""
     grid, recipe = card["grid"], card.get("recipe", {})
     provenance, metrics = card.get("provenance", {}), card.get("metrics", {})
-    latent = card["architecture"]["generator"]["latent_dim"]
     kernel = card["architecture"]["noise"]["kernel"]
     print_table(
         ["what", "value"],
@@ -78,8 +77,9 @@ def print_card(card: dict[str, Any], path: object) -> None:
             "made by": f"bayesspec {card['bayesspec']}, {provenance.get('date', 'date unknown')}",
             "grid": f"{grid['size']} pixels, {grid['start']:g}-{grid['stop']:g} Angstrom, "
             + ("log-uniform" if grid["log"] else "uniform"),
-            "latents": latent,
-            "noise": f"flow over the {kernel} pixels before",
+            "latents": _latents(card),
+            "noise": f"flow over the {kernel} pixels before"
+            + (", in units of the pipeline's" if "residual" in card["architecture"] else ""),
             "seed": recipe.get("seed", "unknown"),
             "trained on": ", ".join(provenance.get("tables", ["unknown"])),
             "noise of": f"{provenance.get('training_exposures', 'unknown')} exposures",
@@ -111,6 +111,13 @@ def print_card(card: dict[str, Any], path: object) -> None:
             [[name.replace("_", " "), f"{v:.4f}"] for name, v in noise["log_density_per_pixel"].items()],
             title="Noise of epochs that were not seen",
         )
+
+
+def _latents(card: dict[str, Any]) -> str:
+    own = str(card["architecture"]["generator"]["latent_dim"])
+    if "residual" not in card["architecture"]:
+        return own
+    return f"{own}, and {card['architecture']['residual']['components']} patterns of residuals"
 
 
 def _exposure(name: str, exposure: Any) -> list[str]:

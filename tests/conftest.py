@@ -175,3 +175,116 @@ def toy_batch(toy_model):
     free = (~mask).mean(-1) < 0.98
     unit = np.ones((n, exposures))
     return ObservationBatch.from_arrays(flux, np.zeros_like(flux), mask, unit, free)
+
+
+@pytest.fixture(scope="session")
+def toy_stellar(toy_model):
+    """The toy model with a residual term of four smooth patterns and noise that knows the ivar."""
+    import torch
+
+    from bayesspec.model import StellarModel
+    from bayesspec.nn import RobustNoiseNetwork
+    from bayesspec.runtime import seeded
+
+    with seeded(7):
+        noise = RobustNoiseNetwork(pixels=96, kernel=3, channels=8, hidden=4, components=3)
+        torch.nn.init.normal_(noise.heads.weight, std=0.02)
+        residual = _smooth_residual(toy_model.latent_dim)
+        residual.factor += 0.1 * torch.randn_like(residual.factor)
+        residual.offset.normal_(std=0.1)
+        residual.log_bands.normal_(std=0.3)
+    parts = toy_model.encoder, toy_model.generator, toy_model.prior, noise, {"name": "toy stellar"}
+    return StellarModel(toy_model.grid, toy_model.classes, *parts, residual=residual)
+
+
+@pytest.fixture(scope="session")
+def toy_stellar_batch(toy_stellar):
+    """Four stars drawn from `toy_stellar`: complete, with a gap, of one arm, and of three exposures."""
+    return _drawn_stars(toy_stellar, seed=8)
+
+
+@pytest.fixture(scope="session")
+def gaussian_stellar(toy_model):
+    """A model with a residual term whose posterior is known on paper, given the size h; double precision.
+
+    G is linear, p(z) one Gaussian, and the noise is Gaussian, of the given ivar, pixel by pixel.
+    """
+    import torch
+
+    from bayesspec.distributions import LatentPrior
+    from bayesspec.model import StellarModel
+    from bayesspec.nn import RobustNoiseNetwork
+    from bayesspec.nn.generator import forward_jacobian
+    from bayesspec.runtime import seeded
+
+    class LinearGenerator(torch.nn.Module):
+        latent_dim = 2
+
+        def __init__(self) -> None:
+            super().__init__()
+            x = torch.linspace(0, 1, 96)
+            self.register_buffer("slope", torch.stack([(5 * x).sin(), (3 * x).cos()]))
+
+        def forward(self, z):
+            return 1 + z @ self.slope
+
+        def jacobian(self, z):
+            return forward_jacobian(self, z)
+
+    noise = RobustNoiseNetwork(pixels=96, kernel=3, channels=8, hidden=4, components=1)
+    torch.nn.init.zeros_(noise.log_scales)
+    with seeded(9):
+        residual = _smooth_residual(latent_dim=2)
+    prior = LatentPrior.from_classes([np.array([[0.1, -0.2]])] * 3, [0.5] * 3)
+    parts = toy_model.encoder, LinearGenerator(), prior, noise, {"name": "gaussian"}
+    return StellarModel(toy_model.grid, toy_model.classes, *parts, residual=residual).double()
+
+
+@pytest.fixture(scope="session")
+def gaussian_stellar_batch(gaussian_stellar):
+    """Four stars drawn from `gaussian_stellar`: complete, with a gap, of one arm, and of three exposures."""
+    return _drawn_stars(gaussian_stellar, seed=10)
+
+
+def _smooth_residual(latent_dim):
+    """A residual term of smooth patterns, the same for all z, as large as the noise of the toy stars."""
+    import torch
+
+    from bayesspec.nn import ResidualTerm
+
+    residual = ResidualTerm(latent_dim, size=96, patterns=6, components=4, anchors=3, bands=5)
+    waves = torch.randn(6, 12) @ torch.cos(torch.arange(12)[:, None] * torch.linspace(0, torch.pi, 96))
+    residual.basis.copy_(torch.linalg.qr(waves.T).Q.T)
+    residual.anchors.normal_()
+    residual.width.fill_(0.5)
+    turned = torch.linalg.qr(torch.randn(6, 4)).Q
+    residual.factor.copy_(turned * torch.linspace(0.0, -1.0, 4).exp())
+    residual.log_discrepancy.fill_(-3.5)
+    return residual
+
+
+def _drawn_stars(model, seed):
+    import torch
+
+    from bayesspec.distributions import RobustNoiseFlow
+    from bayesspec.observation import ObservationBatch
+    from bayesspec.runtime import seeded
+
+    n, exposures, size = 4, 3, model.grid.size
+    mask = torch.zeros(n, exposures, size, dtype=torch.bool)
+    mask[:3, 1:] = True
+    mask[1, 0, 20:30] = True
+    mask[2, 0, 40:] = True
+    mask[3, 0, 50] = True
+    noise_std = torch.tensor([0.05, 0.08, 0.04])[:, None] * torch.linspace(1.5, 0.8, size)
+    with seeded(seed):
+        z = model.prior(torch.arange(n) % 3).sample()
+        w = torch.randn(n, model.residual_dim, dtype=z.dtype)
+        s = model.spectrum(torch.cat([z, w], -1))
+        star = s + model.residual.discrepancy(z, w) * torch.randn_like(s)
+        flow = RobustNoiseFlow(star[:, None], model.noise, noise_std.to(z), observed=~mask)
+        flux = flow.sample().numpy()
+    free = (~mask).double().mean(-1) < 0.98
+    ivar = noise_std.square().reciprocal().expand(n, -1, -1)
+    arrays = flux, ivar.numpy(), mask.numpy(), np.ones((n, exposures)), free.numpy()
+    return ObservationBatch.from_arrays(*arrays, dtype=z.dtype)

@@ -86,6 +86,8 @@ def bench_posterior(
         BayesspecError: if NumPyro is not installed, a star has free scales or several exposures, or `out` is
             of another model or other settings.
     """
+    if model.residual is not None:
+        raise BayesspecError(f"{model.name}: the density in JAX is that of a model without residual term")
     if batch.flux.shape[1] != 1 or batch.free_index.shape[1]:
         several = (~batch.mask).any(-1).sum(-1) > 1
         odd = (several | batch.free_scale.any(-1)).nonzero()[:, 0].tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,13 +12,18 @@ from numpy.typing import NDArray
 from scipy.stats import ks_1samp, ks_2samp, uniform
 from torch import Tensor
 
-from bayesspec.distributions import NoiseFlow
 from bayesspec.inference.draws import Draws
 from bayesspec.model import SCALE_WIDTH, StellarModel
 from bayesspec.observation import ObservationBatch
 from bayesspec.runtime import seeded
 
 __all__ = ["Calibration", "Engine", "Truth", "calibrate", "geweke", "simulate"]
+
+TYPICAL_NOISE = 0.1
+"""Noise of simulated stars where the model has to be told of it, in units of the mean flux."""
+
+PATTERNS = 8
+"""Patterns of a residual term that are looked at."""
 
 Engine = Callable[[StellarModel, ObservationBatch, int], Draws]
 """What is tested: a model, a batch and a seed give draws of the posterior."""
@@ -28,7 +33,7 @@ class Truth(NamedTuple):
     """What a simulated star was made of."""
 
     z: Tensor
-    """(N, L)."""
+    """(N, L + R): z, and after it w if the model has a residual term."""
     log_scale: Tensor
     """(N, E), 0 where known."""
 
@@ -65,18 +70,25 @@ def simulate(
         truth: Draw only the noise, given this.
     """
     free = mask.any(-1) & ~mask.all(-1)
+    ones = np.ones(mask.shape[:2])
+    ivar = np.zeros(mask.shape) + (0.0 if model.residual is None else _typical_ivar(model))
+    device = model.class_logits.device
+    batch = ObservationBatch.from_arrays(0 * ivar, ivar, mask, ones, free, device=device)
     with seeded(seed), torch.no_grad():
         if truth is None:
             klass = torch.distributions.Categorical(logits=model.class_logits).sample((len(mask),))
-            scale = SCALE_WIDTH * torch.randn(mask.shape[:2], device=klass.device)
-            known = torch.as_tensor(free, device=klass.device)
-            truth = Truth(model.prior(klass).sample(), torch.where(known, scale, 0.0))
-        spectrum = model.generator(truth.z)[:, None].expand(-1, mask.shape[1], -1)
-        flux = NoiseFlow(spectrum, model.noise, truth.log_scale.exp()).sample()
-    ones = np.ones(mask.shape[:2])
-    values = flux.cpu().numpy()
-    batch = ObservationBatch.from_arrays(values, 0 * values, mask, ones, free, device=flux.device)
-    return batch, truth
+            scale = SCALE_WIDTH * torch.randn(mask.shape[:2], device=device)
+            z, w = model.prior(klass).sample(), torch.randn(len(mask), model.residual_dim, device=device)
+            truth = Truth(torch.cat([z, w], dim=-1), torch.where(batch.free_scale, scale, 0.0))
+        latents = truth.z[:, None]
+        flow = model.likelihood(latents, model.spectrum(latents), truth.log_scale.exp(), batch)
+        flux = torch.where(batch.mask, 0.0, flow.expand(mask.shape[:2]).sample())
+    return replace(batch, flux=flux), truth
+
+
+def _typical_ivar(model: StellarModel) -> NDArray[np.float64]:
+    """Inverse variance of noise of the usual shape, a tenth of the mean flux, (D,)."""
+    return (TYPICAL_NOISE * model.noise.reference.double().cpu().numpy()) ** -2
 
 
 def calibrate(
@@ -107,7 +119,7 @@ def calibrate(
     n, latent = truth.z.shape
     weight = np.ones(draws.log_density.shape) if draws.log_weight is None else np.exp(draws.log_weight)
     weight = weight.reshape(n, -1)
-    z = torch.as_tensor(draws.z.reshape(n, -1, latent)).to(truth.z)
+    z = torch.as_tensor(draws.latents.reshape(n, -1, latent)).to(truth.z)
     log_scale = torch.as_tensor(draws.log_scale.reshape(n, z.shape[1], -1)).to(truth.z)
     pixels = np.linspace(0, model.grid.size - 1, wavelengths + 2).astype(int)[1:-1]
 
@@ -161,12 +173,18 @@ def geweke(
 def _quantities(
     model: StellarModel, star: ObservationBatch, z: Tensor, log_scale: Tensor, pixels: NDArray[np.int64]
 ) -> dict[str, NDArray]:
-    spectrum = model.generator(z)
-    flow = NoiseFlow(spectrum[:, None], model.noise, log_scale.exp(), ~star.mask, validate_args=False)
-    values = {f"z{d + 1}": z[:, d] for d in range(z.shape[1])}
-    values["log_likelihood"] = flow.log_prob(star.flux).sum(-1)
+    spectrum = model.spectrum(z)
+    values = _by_name(model, z)
+    values["log_likelihood"] = model.log_likelihood(star, z[:, None], log_scale[:, None])[:, 0]
     values |= {f"flux at {model.grid.wavelength[p]:.0f}": spectrum[:, p] for p in pixels}
     return {name: value.cpu().numpy() for name, value in values.items()}
+
+
+def _by_name(model: StellarModel, latents: Tensor) -> dict[str, Tensor]:
+    """Every latent, of the residual term the size and the first patterns."""
+    z, w = model.split(latents)
+    names = [f"z{d + 1}" for d in range(z.shape[1])] + ["h", *(f"w{k + 1}" for k in range(PATTERNS))]
+    return dict(zip(names, torch.cat([z, w], dim=-1).unbind(-1), strict=False))
 
 
 def _rank(draws: NDArray, true: float, weight: NDArray, share: float) -> float:
@@ -176,7 +194,7 @@ def _rank(draws: NDArray, true: float, weight: NDArray, share: float) -> float:
 
 @torch.no_grad()
 def _marginals(model: StellarModel, truth: Truth) -> dict[str, NDArray]:
-    values = {f"z{d + 1}": truth.z[:, d] for d in range(truth.z.shape[1])}
+    values = _by_name(model, truth.z)
     values["log_prior"] = model.log_joint_classes(truth.z).logsumexp(-1)
     free = truth.log_scale.abs().sum(0) > 0
     values |= {f"log_scale{e + 1}": truth.log_scale[:, e] for e in free.nonzero()[:, 0].tolist()}

@@ -111,6 +111,7 @@ class ArvizInput:
         sample_stats: Statistics of the sampler, each (C, T), by ArviZ's names.
         warmup_stats: The same of its warm-up, each (C, W).
         attrs: What to know about the posterior: model, method, star.
+        w: Latents of the residual term, (C, T, R), of a model that has one.
     """
 
     z: NDArray
@@ -128,15 +129,17 @@ class ArvizInput:
     sample_stats: Mapping[str, NDArray] = field(default_factory=dict)
     warmup_stats: Mapping[str, NDArray] = field(default_factory=dict)
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    w: NDArray | None = None
 
 
 def to_arviz(star: ArvizInput) -> InferenceData | DataTree:
     """ArviZ's container: an `InferenceData` of ArviZ 0.x, an `xarray.DataTree` of ArviZ 1.x.
 
-    Groups: `posterior` (z, log_scale of the free exposures), `sample_stats` and `warmup_sample_stats` where
-    the sampler has any, `log_likelihood`, `observed_data`, `posterior_predictive` of every `thin`-th draw,
-    `predictions` from the same draws (class_probability, p(C | z), and flux, the clean spectrum with its gaps
-    filled), `constant_data` (the exposures on the grid, and which pixels have a term in the likelihood).
+    Groups: `posterior` (z, w of a residual term, log_scale of the free exposures), `sample_stats` and
+    `warmup_sample_stats` where the sampler has any, `log_likelihood`, `observed_data`,
+    `posterior_predictive` of every `thin`-th draw, `predictions` from the same draws (class_probability,
+    p(C | z), and flux, the clean spectrum with its gaps filled), `constant_data` (the exposures on the grid,
+    and which pixels have a term in the likelihood).
 
     `y` has the dimension `pixel`: the pixels of all exposures that have a term in the likelihood, with
     their `wavelength` and `exposure` as coordinates. Pixels that were not observed are not there, so that
@@ -161,9 +164,12 @@ def to_arviz(star: ArvizInput) -> InferenceData | DataTree:
 
     posterior = {"z": (("chain", "draw", "latent"), star.z)}
     scales = {}
+    if star.w is not None and star.w.shape[-1]:
+        posterior["w"] = (("chain", "draw", "component"), star.w)
+        scales["component"] = np.arange(star.w.shape[-1])
     if len(star.free):
         posterior["log_scale"] = (("chain", "draw", "exposure"), star.log_scale)
-        scales = {"exposure": np.asarray(star.free)}
+        scales["exposure"] = np.asarray(star.free)
     groups = {
         "posterior": xarray.Dataset(posterior, {**every, "latent": np.arange(latents), **scales}),
         "log_likelihood": xarray.Dataset(

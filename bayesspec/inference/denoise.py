@@ -18,6 +18,8 @@ from bayesspec.runtime import progress_bar
 
 from .draws import Draws
 from .handover import importance_or_nuts
+from .jumps import with_arms_apart
+from .level import infer_noise_level
 from .map import map_estimate
 from .newton import newton_estimate
 from .nuts import nuts_draws
@@ -25,7 +27,7 @@ from .result import Failure, Result
 from .scan import LatentScan
 from .summary import PriorTail, point_columns, posterior_columns
 
-__all__ = ["METHODS", "denoise"]
+__all__ = ["METHODS", "choose_method", "denoise"]
 
 ENGINES = {"newton": newton_estimate, "autodelta": map_estimate}
 """What finds the mode: one optimum, the second engine many times slower."""
@@ -37,8 +39,9 @@ METHODS = {"map": newton_estimate, "importance": importance_or_nuts, "nuts": nut
 def denoise(
     observations: Observation | Iterable[Observation],
     *,
-    model: StellarModel | str | Path = "kang2021",
-    method: Literal["map", "importance", "nuts"] = "map",
+    model: StellarModel | str | Path = "stellar",
+    method: Literal["map", "importance", "nuts"] | None = None,
+    uncertainty: bool = False,
     engine: Literal["newton", "autodelta"] = "newton",
     class_weights: Mapping[str, float] | Sequence[float] | None = None,
     seed: int = 0,
@@ -53,8 +56,10 @@ def denoise(
         observations: One star or many, from `read` or made by hand.
         model: A model, the name of a shipped one, or the folder of a bundle.
         method: `map`: the mode of the posterior, eq. (7). `importance`: means, standard deviations and
-            intervals from weighted draws, in less than a second a star; a star whose weights are not to be
+            intervals from weighted draws, in a second or two a star; a star whose weights are not to be
             trusted is given to NUTS. `nuts`: the same from draws by NUTS; seconds to a minute a star.
+            None: `importance` where uncertainty is asked, else `map`.
+        uncertainty: Means, standard deviations and intervals, not the mode alone; `map` has none.
         engine: Of `map`: second-order steps, or Pyro's AutoDelta, the reference.
         class_weights: Relative prior weights of the classes: a number for each of the model's classes, or
             `{name: weight}`, where a class that is not named weighs 1; None: all alike, eq. (6).
@@ -70,7 +75,8 @@ def denoise(
 
     Raises:
         ObservationError: if a star cannot be used and `on_error` is "raise", or none can.
-        BayesspecError: if the method or the engine is not known, or class weights are not weights.
+        BayesspecError: if the method or the engine is not known, uncertainty is asked of `map`, or class
+            weights are not weights.
 
     Example:
         >>> import numpy as np
@@ -79,9 +85,11 @@ def denoise(
         >>> res = denoise(star, model="kang2021", method="map")
         >>> res.flux.shape, res.classes[res.best_class[0]] in ("O", "B", "A", "WD", "CV")
         ((1, 2048), True)
+        >>> res = denoise(star, uncertainty=True)
+        >>> res.method, res.flux_std.shape
+        ('importance', (1, 2048))
     """
-    if method not in METHODS:
-        raise BayesspecError(f"no method is called {method!r}; there is {', '.join(sorted(METHODS))}")
+    method = choose_method(method, uncertainty)
     if engine not in ENGINES:
         raise BayesspecError(f"no engine is called {engine!r}; there is {', '.join(sorted(ENGINES))}")
     if on_error not in ("raise", "skip"):
@@ -111,12 +119,14 @@ def denoise(
             batch = ObservationBatch.from_observations(
                 chunk, network.grid, device=device, dtype=torch.float32
             )
+            batch = with_arms_apart(network, infer_noise_level(network, batch, scan), scan)
             if method == "map":
                 estimate = ENGINES[engine](network, batch, scan=scan, **options)
                 parts.append(point_columns(network, batch, estimate, rarity))
             else:
                 draws.append(METHODS[method](network, batch, seed=seed, scan=scan, **options))
                 parts.append(posterior_columns(network, batch, draws[-1], rarity))
+            _note_arms(parts[-1], chunk)
             report(first + len(chunk), len(chunk))
 
     result = Result(
@@ -133,6 +143,42 @@ def denoise(
         **_stack(parts),
     )
     return replace(result[np.argsort(order)], failures=tuple(failures))
+
+
+def choose_method(method: str | None = None, uncertainty: bool = False) -> str:
+    """The name of a method: the one that is given, or the default for what is asked.
+
+    Arguments:
+        method: See `denoise`.
+        uncertainty: See `denoise`.
+
+    Raises:
+        BayesspecError: if there is no such method, or uncertainty is asked of `map`.
+
+    Example:
+        >>> choose_method(), choose_method(uncertainty=True), choose_method("nuts")
+        ('map', 'importance', 'nuts')
+    """
+    if method is None:
+        return "importance" if uncertainty else "map"
+    if method not in METHODS:
+        raise BayesspecError(f"no method is called {method!r}; there is {', '.join(sorted(METHODS))}")
+    if uncertainty and method == "map":
+        raise BayesspecError(
+            "map is a point and has no uncertainty; leave the method out, or choose importance or nuts"
+        )
+    return method
+
+
+def _note_arms(columns: dict[str, Any], stars: list[Observation]) -> None:
+    """Say so where one exposure was taken for two, see `with_arms_apart`."""
+    several = (~columns["observed_mask"]).any(-1).sum(-1) > 1
+    for n in np.flatnonzero(several & np.array([len(star) == 1 for star in stars])):
+        blue, red = columns["scale"][n, :2]
+        note = (
+            f"arms do not join: beside the blue one the red one is {red / blue:.2f} times what it should be"
+        )
+        columns["warnings"][n] = (*columns["warnings"][n], note)
 
 
 def _usable(stars: list[Observation], model: StellarModel) -> tuple[list[Observation], list[Failure]]:

@@ -21,7 +21,8 @@ class Draws:
         log_scale: Log scale of every exposure, (N, chains, draws, E); 0 where the scale is known.
         log_weight: Normalised log weights, (N, chains, draws), for importance sampling; None where draws are
             equally probable.
-        log_density: log p(y, z) at every draw, (N, chains, draws).
+        w: Latents of the residual term, (N, chains, draws, R); R = 0 for a model without.
+        log_density: log p(y, z, w) at every draw, (N, chains, draws).
         log_evidence: log p(y), (N,); None where the engine does not give it.
         diagnostics: One number a star, each (N,): `pareto_k`, `r_hat`, `ess_bulk`, `ess_tail`, `divergences`,
             and `handed_over` for a star that importance sampling gave to NUTS.
@@ -32,6 +33,7 @@ class Draws:
 
     z: NDArray[np.float32]
     log_scale: NDArray[np.float32]
+    w: NDArray[np.float32]
     log_weight: NDArray[np.float64] | None
     log_density: NDArray[np.float64]
     log_evidence: NDArray[np.float64] | None = None
@@ -56,6 +58,11 @@ class Draws:
 
         return cls(**{column.name: joined(column.name) for column in fields(cls)})
 
+    @property
+    def latents(self) -> NDArray[np.float32]:
+        """z and after it w, (N, chains, draws, L + R)."""
+        return np.concatenate([self.z, self.w], axis=-1)
+
     def __len__(self) -> int:
         return len(self.z)
 
@@ -65,6 +72,7 @@ class Draws:
             self,
             z=self.z[rows],
             log_scale=self.log_scale[rows],
+            w=self.w[rows],
             log_weight=None if self.log_weight is None else self.log_weight[rows],
             log_density=self.log_density[rows],
             log_evidence=None if self.log_evidence is None else self.log_evidence[rows],
@@ -74,13 +82,13 @@ class Draws:
         )
 
     def resample(self, count: int, *, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """`count` equally probable draws of each star: latents (N, count, L) and log scales (N, count, E).
+        """`count` equally probable draws of each star: latents (N, count, L + R), log scales (N, count, E).
 
         Systematic resampling, which adds the least noise; chains are pooled.
         """
         rng = np.random.default_rng(seed)
         n, chains, draws = self.log_density.shape
-        z = self.z.reshape(n, chains * draws, -1)
+        latents = self.latents.reshape(n, chains * draws, self.z.shape[-1] + self.w.shape[-1])
         log_scale = self.log_scale.reshape(n, chains * draws, -1)
         if self.log_weight is None:
             weight = np.full((n, chains * draws), 1.0 / (chains * draws))
@@ -90,4 +98,4 @@ class Draws:
         points = (np.arange(count) + rng.random((n, 1))) / count
         rows = np.stack([np.searchsorted(e / e[-1], p) for e, p in zip(edges, points, strict=True)])
         star = np.arange(n)[:, None]
-        return z[star, rows], log_scale[star, rows]
+        return latents[star, rows], log_scale[star, rows]

@@ -12,7 +12,7 @@ from bayesspec.observation import ObservationBatch
 from .arviz import pareto_smooth
 from .draws import Draws
 from .newton import Modes, find_modes
-from .proposal import StudentMixture
+from .proposal import SizedNormal, StudentMixture
 from .scan import LatentScan
 from .target import Target
 
@@ -31,7 +31,7 @@ def importance_draws(
     *,
     draws: int = 1024,
     starts: int = 4,
-    rounds: int = 6,
+    rounds: int = 20,
     seed: int = 0,
     scan: LatentScan | None = None,
 ) -> Draws:
@@ -108,7 +108,7 @@ def laplace_mixture(target: Target, modes: Modes) -> StudentMixture:
     row, column = (index.cpu().numpy() for index in keep.nonzero(as_tuple=True))
     found = theta[row, column]
     factor = target.select(row).laplace(found)
-    log_mass = density[row, column] + factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    log_mass = density[row, column] + log_volume(target, factor)
 
     identity = torch.eye(target.dim, dtype=theta.dtype, device=theta.device)
     factors = identity.expand(stars, starts, -1, -1).clone()
@@ -116,7 +116,19 @@ def laplace_mixture(target: Target, modes: Modes) -> StudentMixture:
     factors[row, column], masses[row, column] = factor, log_mass
     share = masses.softmax(-1)
     share = torch.where(share > NEGLIGIBLE, share.clamp_min(0.05), 0.0)
-    return StudentMixture(theta, factors, (share / share.sum(-1, keepdim=True)).log(), target.free)
+    log_share = (share / share.sum(-1, keepdim=True)).log()
+
+    # The core comes first, so that the corner of a lower factor is the factor of the core's covariance.
+    core, given = slice(0, target.core), None
+    if target.core < target.dim:
+        w, precision = theta[..., target.core :], torch.cholesky_inverse(factors)
+        given = SizedNormal.at_mode(theta[..., core], w, precision, target.model.residual.log_size)
+    return StudentMixture(theta[..., core], factors[..., core, core], log_share, target.free[:, core], given)
+
+
+def log_volume(target: Target, factor: torch.Tensor) -> torch.Tensor:
+    """Log volume of a mode, (...), from the factors of its covariance; w is summed out of its density."""
+    return factor.diagonal(dim1=-2, dim2=-1)[..., : target.core].log().sum(-1)
 
 
 class _Round:
@@ -161,10 +173,14 @@ class _Round:
             getattr(self, name)[rows] = getattr(other, name)
 
     def to_draws(self, target: Target) -> Draws:
-        z, log_scale = (part.transpose(0, 1)[:, None].cpu().numpy() for part in target.split(self.theta))
+        latents, log_scale = (
+            part.transpose(0, 1)[:, None].cpu().numpy() for part in target.split(self.theta)
+        )
+        z, w = np.split(latents, [target.latent_dim], axis=-1)
         ess = 1 / np.exp(2 * self.log_weight).sum(-1)
         return Draws(
             z=z,
+            w=w,
             log_scale=log_scale,
             log_weight=self.log_weight[:, None],
             log_density=self.log_density[:, None],

@@ -30,7 +30,7 @@ class MapEstimate(NamedTuple):
     """The mode of every star's posterior."""
 
     z: Tensor
-    """(N, L)."""
+    """(N, L + R): z, and after it w if the model has a residual term."""
     log_scale: Tensor
     """(N, E); 0 where the scale is known."""
     klass: Tensor
@@ -51,7 +51,7 @@ def log_joint(
     Arguments:
         model: The model.
         batch: N stars.
-        z: Latents, (..., N, L): any number of points for every star.
+        z: Latents, (..., N, L + R): any number of points for every star.
         log_scale: Log scales, (..., N, E), 0 where known.
         classes: `joint`: log p(y, z, C) of the best C. `marginal`: log p(y, z), C summed out.
     """
@@ -146,7 +146,8 @@ def _follow(
     free = tuple(rows.free_index)
     log_scale = torch.where(rows.free_scale, log_scale, 0.0)
     program = poutine.condition(model, {"C": klass[:, None]}) if classes == "joint" else model
-    start = {"z": z[:, None].clone(), "log_scale": log_scale[free].clone()}
+    own, w = model.split(z[:, None])
+    start = {"z": own.clone(), "w": w.clone(), "log_scale": log_scale[free].clone()}
     with _isolated():
         guide = AutoDelta(poutine.block(program, hide=["C"]), init_loc_fn=init_to_value(values=start))
         elbo = TraceEnum_ELBO(max_plate_nesting=2)
@@ -161,7 +162,7 @@ def _follow(
         median = guide.median(rows)
 
     with torch.no_grad():
-        end = median["z"][:, 0]
+        end = torch.cat([median[site] for site in ("z", "w") if site in median], dim=-1)[:, 0]
         scale = log_scale.index_put(free, median["log_scale"]) if "log_scale" in median else log_scale
         density, best = log_joint(model, rows, end, scale, classes)
     return MapEstimate(end, scale, best, density)

@@ -34,11 +34,11 @@ class Modes:
     """Where S climbs of each of N stars ended."""
 
     theta: Tensor
-    """(N, S, L + E)."""
+    """(N, S, d)."""
     log_density: Tensor
     """(N, S); -inf where a climb was given up."""
     curvature: Tensor
-    """(N, S, L + E, L + E): positive definite, as the climbs learned it."""
+    """(N, S, d, d): positive definite, as the climbs learned it."""
 
 
 def newton_estimate(
@@ -109,9 +109,26 @@ def find_modes(
         z, log_scale = (torch.cat([getattr(b, name) for b in begins], dim=1) for name in ("z", "log_scale"))
         star = np.repeat(np.arange(len(part)), total)
         target = Target(model, part.select(star), classes)
-        ends = climb(target, target.join(z.flatten(0, 1), log_scale.flatten(0, 1)), star, iterations)
+        begin = target.join(z.flatten(0, 1), log_scale.flatten(0, 1))
+        ends = _climb_all(target, begin, star, iterations)
         parts.append([end.unflatten(0, (-1, total)) for end in ends])
     return Modes(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _climb_all(
+    target: Target, theta: Tensor, star: NDArray[np.int64], iterations: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Follow every row uphill; with a residual term twice: what the data say of w is known at the end."""
+    if target.core == target.dim:
+        return climb(target, theta, star, iterations)
+    summed, metric = target.summed(theta)
+    end, density, curvature = climb(summed, theta, star, iterations, metric)
+    rows = (density > -torch.inf).nonzero()[:, 0]
+    index = rows.cpu().numpy()
+    summed, metric = target.select(index).summed(end[rows])
+    _, order = np.unique(star[index], return_inverse=True)
+    end[rows], density[rows], curvature[rows] = climb(summed, end[rows], order, iterations, metric)
+    return end, density, curvature
 
 
 @dataclass
@@ -156,7 +173,11 @@ class _Climb:
 
 
 def climb(
-    target: Target, theta: Tensor, star: NDArray[np.int64], iterations: int
+    target: Target,
+    theta: Tensor,
+    star: NDArray[np.int64],
+    iterations: int,
+    metric: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Follow R rows uphill: their ends, (R, d), log densities, (R,), and curvatures there, (R, d, d).
 
@@ -168,9 +189,11 @@ def climb(
         theta: Starts, (R, d).
         star: The star of each row, (R,).
         iterations: Most steps.
+        metric: `target.metric(theta)`, where it is at hand already.
     """
     value, gradient = target.gradient(theta)
-    state = _Climb(theta, value, gradient, target.metric(theta), torch.full_like(value, 1e-2))
+    metric = target.metric(theta) if metric is None else metric
+    state = _Climb(theta, value, gradient, metric, torch.full_like(value, 1e-2))
     end, density, curvature = theta.clone(), value.clone(), state.curvature.clone()
     rows = np.arange(len(theta))
     group = torch.as_tensor(star).to(theta.device)

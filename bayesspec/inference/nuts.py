@@ -21,6 +21,7 @@ from bayesspec.runtime import progress_bar
 
 from .arviz import chain_diagnostics
 from .draws import Draws
+from .importance import log_volume
 from .lockstep import run_together
 from .newton import find_modes
 from .scan import LatentScan
@@ -106,7 +107,7 @@ def nuts_draws(
             group = batch.select(np.arange(first, min(first + per, len(batch))))
             done = first * chains * (warmup + draws)
             parts.append(_sample(model, group, scan, chains, starts, seed, settings, _Counter(report, done)))
-    return _join(parts, batch.free_scale.cpu().numpy(), model.latent_dim, warmup)
+    return _join(parts, Target(model, batch), warmup)
 
 
 def enumerated_log_density(model: StellarModel, batch: ObservationBatch, theta: Tensor) -> Tensor:
@@ -115,10 +116,11 @@ def enumerated_log_density(model: StellarModel, batch: ObservationBatch, theta: 
     Arguments:
         model: The model.
         batch: N stars.
-        theta: Latents and log scales, (N, L + E); log scales that are not free are ignored.
+        theta: Latents and log scales as `Target` has them, (N, d); log scales that are not free are ignored.
     """
-    z, log_scale = theta[:, None, : model.latent_dim], theta[:, model.latent_dim :]
-    values = {"z": z, "log_scale": log_scale[tuple(batch.free_index)]}
+    latents, log_scale = Target(model, batch).split(theta)
+    z, w = model.split(latents[:, None])
+    values = {"z": z, "w": w, "log_scale": log_scale[tuple(batch.free_index)]}
     program = poutine.enum(config_enumerate(model), first_available_dim=-3)
     trace = poutine.trace(poutine.condition(program, values)).get_trace(batch)
     trace.compute_log_prob()
@@ -128,6 +130,8 @@ def enumerated_log_density(model: StellarModel, batch: ObservationBatch, theta: 
 
     # Classes are in dimension -3; z depends on the class, y given z does not.
     total = (term("C") + term("z")).logsumexp(-3)[:, 0] + term("y").sum(-1)
+    if "w" in trace.nodes:
+        total = total + term("w")[:, 0]
     if "log_scale" in trace.nodes:
         total = total.index_add(0, batch.free_index[0], term("log_scale"))
     return total
@@ -164,9 +168,9 @@ class _Starts(NamedTuple):
     """Of R = N * chains rows."""
 
     centre: Tensor
-    """(R, L + E): the mode."""
+    """(R, d): the mode."""
     factor: Tensor
-    """(R, L + E, L + E): lower Cholesky factor of Laplace's covariance, zero where a scale is not free."""
+    """(R, d, d): lower Cholesky factor of Laplace's covariance, zero where a scale is not free."""
 
 
 def _sample(
@@ -179,7 +183,7 @@ def _sample(
     settings: _Settings,
     count: _Counter,
 ) -> dict[str, NDArray]:
-    """All chains of some stars: theta (N, chains, warmup + draws, L + E) and the statistics."""
+    """All chains of some stars: theta (N, chains, warmup + draws, d) and the statistics."""
     frame = _starts(model, batch, scan, chains, starts)
     star = np.repeat(np.arange(len(batch)), chains)
     free = Target(model, batch).free.cpu().numpy()[star]
@@ -231,7 +235,7 @@ def _starts(
     flat = modes.theta.flatten(0, 1)
     target = Target(model, batch.select(np.repeat(np.arange(n), s)))
     factor = target.laplace(flat).unflatten(0, (n, s))
-    log_mass = modes.log_density + factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    log_mass = modes.log_density + log_volume(target, factor)
     order = log_mass.argsort(-1, descending=True)
 
     chosen = [_spread(modes.theta[i], factor[i], log_mass[i], order[i].tolist(), chains) for i in range(n)]
@@ -333,7 +337,7 @@ class _Kernel(NUTS):
         return leaf
 
 
-def _join(parts: list[dict[str, NDArray]], free: NDArray[np.bool_], latent: int, warmup: int) -> Draws:
+def _join(parts: list[dict[str, NDArray]], target: Target, warmup: int) -> Draws:
     """Draws of all groups of stars, warm-up cut off, and how far they can be trusted."""
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     theta = whole.pop("theta")[:, :, warmup:]
@@ -341,16 +345,17 @@ def _join(parts: list[dict[str, NDArray]], free: NDArray[np.bool_], latent: int,
     late = {name: array[:, :, warmup:] for name, array in whole.items()}
 
     rows = []
-    for star, scales in enumerate(free):
-        sampled = np.concatenate([np.ones(latent, bool), scales])
+    for star, sampled in enumerate(target.free.cpu().numpy()):
         rows.append(
             chain_diagnostics(np.concatenate([theta[star][..., sampled], late["lp"][star][..., None]], -1))
         )
     diagnostics = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     diagnostics["divergences"] = late["diverging"].sum((1, 2))
+    z, log_scale, w = np.split(theta.astype(np.float32), (target.latent_dim, target.end), axis=-1)
     return Draws(
-        z=theta[..., :latent].astype(np.float32),
-        log_scale=theta[..., latent:].astype(np.float32),
+        z=z,
+        log_scale=log_scale,
+        w=w,
         log_weight=None,
         log_density=late["lp"],
         diagnostics=diagnostics,

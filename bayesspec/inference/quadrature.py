@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -118,7 +118,7 @@ def quadrature(
 def _with_exposures(batch: ObservationBatch, keep: Tensor) -> ObservationBatch:
     names = ("flux", "ivar", "mask", "unit_flux", "free_scale")
     parts = {name: getattr(batch, name)[:, keep] for name in names}
-    return replace(batch, **parts, free_index=torch.stack(parts["free_scale"].nonzero(as_tuple=True)))
+    return batch.with_tensors(**parts)
 
 
 def _star(

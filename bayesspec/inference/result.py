@@ -51,6 +51,7 @@ _PER_STAR_ARRAYS = (
     "observed_fraction",
     "outlier_score",
     "model_flux_std",
+    "w",
 )
 _PER_STAR_TUPLES = ("names", "units", "warnings")
 
@@ -99,6 +100,7 @@ class Result:
         model_flux_std: Standard deviation of `model_flux`, (N, D); None if the method gives none.
         draws: Draws from the posterior; None if the method gives none.
         model: The model, which decodes the draws.
+        w: Latents of the residual term, (N, R); R = 0 for a model without.
 
     Example:
         >>> import bayesspec, numpy as np
@@ -135,6 +137,7 @@ class Result:
     model_flux_std: Array | None = None
     draws: Draws | None = None
     model: StellarModel | None = None
+    w: Array | None = None
 
     def __post_init__(self) -> None:
         if not self.warnings:
@@ -149,6 +152,11 @@ class Result:
     def wavelength(self) -> NDArray[np.float64]:
         """Wavelengths of the spectra, (D,), vacuum Angstrom."""
         return self.grid.wavelength
+
+    @property
+    def latents(self) -> Array:
+        """z and after it w, (N, L + R)."""
+        return self.z if self.w is None else np.concatenate([self.z, self.w], axis=-1)
 
     @property
     def flux(self) -> Array:
@@ -193,7 +201,7 @@ class Result:
         if self.draws is None or self.model is None:
             raise BayesspecError(
                 f"method={self.method!r} gives the point of highest density, not a posterior, so "
-                f"{consequence}; use method='importance'"
+                f"{consequence}; denoise with uncertainty=True, which is method='importance'"
             )
 
     @cached_property

@@ -17,11 +17,15 @@ APART = 0.15
 """Distance, in per-pixel rms, from which on two latents are different places to start from."""
 
 
+MISFIT = 0.05
+"""What separates a star from the nearest training star, in mean flux: no pixel is known better than that."""
+
+
 class Starts(NamedTuple):
     """S starts for each of N spectra, the likeliest first."""
 
     z: Tensor
-    """(N, S, L)."""
+    """(N, S, L + R), w = 0."""
     log_scale: Tensor
     """(N, S, E)."""
     klass: Tensor
@@ -49,9 +53,10 @@ class LatentScan:
         prior = model.prior
         filled = prior.log_weights > -torch.inf
         self.model = model
-        self.z = prior.centres[filled]
+        centres = prior.centres[filled]
+        self.z = torch.cat([centres, centres.new_zeros(len(centres), model.residual_dim)], dim=-1)
         self.klass = filled.nonzero()[:, 0]
-        self.templates = torch.cat([model.generator(z) for z in self.z.split(512)])
+        self.templates = torch.cat([model.generator(z) for z in centres.split(512)])
 
     @torch.no_grad()
     def starts(self, batch: ObservationBatch, count: int) -> Starts:
@@ -93,10 +98,12 @@ class LatentScan:
         """Approximate log posterior of every latent, (N, M), and its log scales, (N, E, M)."""
         observed = (~batch.mask).to(batch.flux.dtype)
         count = observed.sum(-1, keepdim=True)
+        if self.model.residual is not None:
+            observed = observed * _relative_weight(batch, count)
         flux = torch.where(batch.mask, 0.0, batch.flux)
         power = observed @ self.templates.square().T
-        cross = flux @ self.templates.T
-        square = flux.square().sum(-1, keepdim=True)
+        cross = (observed * flux) @ self.templates.T
+        square = (observed * flux.square()).sum(-1, keepdim=True)
 
         # The scale that fits best where it is free: from sums of squares, as y = a (s + noise).
         free = batch.free_scale[..., None]
@@ -109,3 +116,9 @@ class LatentScan:
         pixels = count.sum(1)
         variance = (misfit * (count > 0)).sum(1).clamp_min(1e-12) / pixels
         return -0.5 * pixels * variance.log() - penalty.sum(1), log_scale
+
+
+def _relative_weight(batch: ObservationBatch, count: Tensor) -> Tensor:
+    """Weights of the pixels, (N, E, D), of mean 1 over those observed: what the noise is beside `MISFIT`."""
+    weight = torch.where(batch.mask, 0.0, batch.ivar / (1 + MISFIT**2 * batch.ivar))
+    return weight * count / weight.sum(-1, keepdim=True).clamp_min(1e-12)

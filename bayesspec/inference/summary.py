@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bayesspec.distributions import ClassKDE, NoiseFlow
+from bayesspec.distributions import ClassKDE, NoiseFlow, RobustNoiseFlow
 from bayesspec.model import StellarModel
 from bayesspec.observation import ObservationBatch
 from bayesspec.runtime import seeded
 
 from .arviz import ArvizInput
+from .discrepancy import discrepancy_posterior
 from .draws import Draws
 from .map import MapEstimate
 from .result import Result
@@ -31,12 +33,22 @@ EXCESS_NOISE = 4.0
 R_HAT, ESS, PARETO_K = 1.01, 400.0, 0.7
 """What chains, and weights, must keep to be trusted (Vehtari et al. 2021, 2024)."""
 
+MISFIT_SPREAD = 0.12
+"""Scatter of `chi2` about 1 among unseen stars, where the model knows the noise."""
+
+FAINT, FAINT_SPREAD = 50.0, 10.0
+"""Significance of a whole spectrum below which there may be no star in it: S/N 1 in each of 2500 pixels."""
+
 _ROWS = 512
 """Latents that are decoded at once."""
 
 
 class PriorTail:
-    """How rare a latent is in a class: the share of the class's own draws that are less probable."""
+    """How rare a star is in its class: the share of the class's own draws that are less probable.
+
+    With a residual term a star is rarer the larger its residuals are for its kind, too: beside the density of
+    z counts that of the size h, where it is above the usual.
+    """
 
     @torch.no_grad()
     def __init__(self, model: StellarModel, seed: int, draws: int = 4096) -> None:
@@ -45,6 +57,7 @@ class PriorTail:
             every = torch.arange(len(model.classes), device=model.class_logits.device)
             of_class = self.prior(every)
             drawn = of_class.sample((draws,)).unbind(1)
+            size = torch.randn(draws, min(1, model.residual_dim), device=every.device)
         # Each class by itself: the density of all classes at once would be asked for every class's draws.
         first = torch.zeros(draws, dtype=torch.long, device=every.device)
         density = [
@@ -54,14 +67,20 @@ class PriorTail:
             for k in range(len(drawn))
         ]
         self.sorted = torch.stack(
-            [own.log_prob(z).sort().values for own, z in zip(density, drawn, strict=True)]
+            [(own.log_prob(z) + _log_size(size)).sort().values for own, z in zip(density, drawn, strict=True)]
         )
 
     def __call__(self, z: Tensor, klass: Tensor) -> Tensor:
-        """The score of latents (N, L) in classes (N,)."""
-        density = self.prior(klass).log_prob(z)
+        """The score of latents (N, L), after which w may stand, in classes (N,)."""
+        own = self.prior.centres.shape[-1]
+        density = self.prior(klass).log_prob(z[..., :own]) + _log_size(z[..., own : own + 1])
         below = torch.searchsorted(self.sorted[klass], density[:, None]).squeeze(-1)
         return (below + 1) / (self.sorted.shape[-1] + 1)
+
+
+def _log_size(h: Tensor) -> Tensor:
+    """Log density of sizes (..., 1) above the usual, (...), up to a constant; 0 of none, (..., 0)."""
+    return -0.5 * h.clamp_min(0.0).square().sum(-1)
 
 
 @torch.no_grad()
@@ -70,14 +89,18 @@ def point_columns(
 ) -> dict[str, Any]:
     """Columns of a result whose method gives one point of the posterior."""
     columns = {
-        "z": estimate.z,
+        "latents": estimate.z,
         "class_probabilities": model.log_joint_classes(estimate.z).softmax(-1),
         "best_class": estimate.klass,
         "log_density": estimate.log_density,
         "scale": estimate.log_scale.exp(),
         "outlier_score": rarity(estimate.z, estimate.klass),
     }
-    return _columns(model, batch, model.generator(estimate.z), columns, {})
+    spectrum = model.spectrum(estimate.z)
+    found = discrepancy_posterior(model, batch, estimate.z, columns["scale"])
+    if found is not None:
+        spectrum = spectrum + found.mean
+    return _columns(model, batch, spectrum, columns, {})
 
 
 @torch.no_grad()
@@ -91,35 +114,45 @@ def posterior_columns(
     """
     count = draws.log_density[0].size
     device = batch.flux.device
-    z = torch.as_tensor(draws.z).reshape(len(draws), count, -1).to(device)
+    latents = torch.as_tensor(draws.latents).reshape(len(draws), count, -1).to(device)
     log_scale = torch.as_tensor(draws.log_scale).reshape(len(draws), count, -1).to(device)
-    log_density = torch.as_tensor(draws.log_density).reshape(len(draws), count).to(z)
+    log_density = torch.as_tensor(draws.log_density).reshape(len(draws), count).to(latents)
     weight = torch.full((len(draws), count), 1.0 / count, device=device)
     if draws.log_weight is not None:
         weight = torch.as_tensor(draws.log_weight).reshape(len(draws), count).exp().to(weight)
 
+    centre = torch.einsum("ns,nsl->nl", weight, latents)
+    scale = torch.einsum("ns,nse->ne", weight, log_scale.exp())
+    beneath = discrepancy_posterior(model, batch, centre, scale)
     mean, std = [], []
-    for n, (points, scales, w) in enumerate(zip(z, log_scale, weight, strict=True)):
+    for n, (points, scales, w) in enumerate(zip(latents, log_scale, weight, strict=True)):
         unit = _unit_flux(batch.select([n]), scales.exp())
         unit = unit / (w @ unit)
         total = square = 0.0
-        offset = model.generator(w @ points)  # of the squares, which cost digits without it
+        offset = model.spectrum(centre[n])  # of the squares, which cost digits without it
         for s, u, part in zip(points.split(_ROWS), unit.split(_ROWS), w.split(_ROWS), strict=True):
-            away = model.generator(s) * u[:, None] - offset
+            away = model.spectrum(s) * u[:, None] - offset
             total, square = total + part @ away, square + part @ away.square()
+        variance = (square - total.square()).clamp_min(0)
+        if beneath is not None:
+            rest = 1 - beneath.share[n]
+            total, variance = (
+                beneath.mean[n] + rest * total,
+                rest.square() * variance + beneath.std[n].square(),
+            )
         mean.append(offset + total)
-        std.append((square - total.square()).clamp_min(0).sqrt())
+        std.append(variance.sqrt())
 
-    by_class = model.log_joint_classes(z).softmax(-1)
+    by_class = model.log_joint_classes(latents).softmax(-1)
     probabilities = torch.einsum("ns,nsk->nk", weight, by_class)
     best = probabilities.argmax(-1)
-    score = torch.stack([rarity(points, k.expand(count)) for points, k in zip(z, best, strict=True)])
+    score = torch.stack([rarity(points, k.expand(count)) for points, k in zip(latents, best, strict=True)])
     columns = {
-        "z": torch.einsum("ns,nsl->nl", weight, z),
+        "latents": centre,
         "class_probabilities": probabilities,
         "best_class": best,
         "log_density": (weight * log_density).sum(-1),
-        "scale": torch.einsum("ns,nse->ne", weight, log_scale.exp()),
+        "scale": scale,
         "outlier_score": (weight * score).sum(-1),
         "model_flux_std": torch.stack(std),
     }
@@ -127,9 +160,18 @@ def posterior_columns(
 
 
 def _unit_flux(batch: ObservationBatch, scale: Tensor) -> Tensor:
-    """The flux that 1 stands for, (N,), for scales (N, E): the exposures', by the pixels that they have."""
-    weight = (~batch.mask).sum(-1).to(scale.dtype)
+    """The flux that 1 stands for, (N,), for scales (N, E): the exposures', by the pixels that they have.
+
+    Where the scale of an exposure is known, those whose scale is not have no say.
+    """
+    weight = _say((~batch.mask).sum(-1), batch.free_scale).to(scale.dtype)
     return (weight * scale * batch.unit_flux).sum(-1) / weight.sum(-1)
+
+
+def _say(pixels: Tensor, free: Tensor) -> Tensor:
+    """How much each exposure says of the unit, (N, E), of pixels and whether scales are free."""
+    known = torch.where(free, 0, pixels)
+    return torch.where(known.any(-1, keepdim=True), known, pixels)
 
 
 def _columns(
@@ -140,12 +182,15 @@ def _columns(
     diagnostics: dict[str, NDArray],
 ) -> dict[str, Any]:
     """What every method says of the observation and of the fit, beside what it says of the star."""
-    scale = columns["scale"]
-    flow = NoiseFlow(spectrum[:, None], model.noise, scale, ~batch.mask)
+    scale, latents = columns["scale"], columns.pop("latents")
+    flow = model.likelihood(latents[:, None], model.spectrum(latents)[:, None], scale, batch)
     used = flow.used
-    xi = flow.xi(flow.residual(batch.flux))
+    xi = _whitened(flow, batch.flux)
+    z, w = model.split(latents)
     tensors = {
         **columns,
+        "z": z,
+        "w": w,
         "model_flux": spectrum,
         "unit_flux": _unit_flux(batch, scale),
         "exposure_unit": batch.unit_flux,
@@ -156,18 +201,49 @@ def _columns(
         "used_fraction": used.to(scale.dtype).sum((-2, -1)) / (~batch.mask).any(-1).sum(-1) / used.shape[-1],
         "observed_fraction": batch.observed_fraction,
     }
+    signal = torch.full_like(tensors["chi2"], torch.inf)
+    if model.residual is not None:
+        signal = _significance(flow, batch)
+        tensors["outlier_score"] = _least_of(columns["outlier_score"], tensors["chi2"], signal)
     arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in tensors.items()}
     arrays["warnings"] = [
-        _notes(chi2, outlier, {name: values[n] for name, values in diagnostics.items()})
-        for n, (chi2, outlier) in enumerate(zip(arrays["chi2"], arrays["outlier_score"], strict=True))
+        _notes(chi2, outlier, faint, {name: values[n] for name, values in diagnostics.items()})
+        for n, (chi2, outlier, faint) in enumerate(
+            zip(arrays["chi2"], arrays["outlier_score"], signal.tolist(), strict=True)
+        )
     ]
     return arrays
 
 
-def _notes(chi2: float, outlier: float, diagnostics: dict[str, float]) -> tuple[str, ...]:
+def _significance(flow: NoiseFlow | RobustNoiseFlow, batch: ObservationBatch) -> Tensor:
+    """The spectrum's amplitude in units of its error, (N,), if nothing but the amplitude were free."""
+    expected = flow.scale[..., None] * flow.loc
+    weight = torch.where(batch.mask, 0.0, batch.ivar)
+    power = (weight * expected.square()).sum((-2, -1))
+    return (weight * expected * batch.flux).sum((-2, -1)) / power.clamp_min(1e-12).sqrt()
+
+
+def _least_of(rarity: Tensor, chi2: Tensor, signal: Tensor) -> Tensor:
+    """One score, (N,), of three: rare for its class, not described by the model, or hardly there at all.
+
+    The probability that the least of three independent ones is as small.
+    """
+    misfit = torch.special.ndtr((1 - chi2) / MISFIT_SPREAD)
+    least = torch.minimum(torch.minimum(rarity, misfit), torch.special.ndtr((signal - FAINT) / FAINT_SPREAD))
+    return 1 - (1 - least) ** 3
+
+
+def _whitened(flow: NoiseFlow | RobustNoiseFlow, flux: Tensor) -> Tensor:
+    """Standard normal if the model is right, (N, E, D)."""
+    return flow.xi(flow.residual(flux)) if isinstance(flow, NoiseFlow) else flow.whiten(flux)
+
+
+def _notes(chi2: float, outlier: float, signal: float, diagnostics: dict[str, float]) -> tuple[str, ...]:
     notes = []
-    if outlier < RARE:
-        notes.append(f"outside its class: latents rarer than this have probability {outlier:.1g}")
+    if signal < FAINT:
+        notes.append(f"hardly a signal: {max(signal, 0.0):.0f} times its error, all pixels together")
+    elif outlier < RARE:
+        notes.append(f"outside its class: stars rarer than this have probability {outlier:.1g}")
     if chi2 > EXCESS_NOISE:
         notes.append(f"outside the model: the noise is {np.sqrt(chi2):.1f} times as large as the model's")
     if diagnostics.get("r_hat", 1.0) >= R_HAT:
@@ -188,16 +264,41 @@ def _notes(chi2: float, outlier: float, diagnostics: dict[str, float]) -> tuple[
 def flux_draws(star: Result, count: int, seed: int = 0) -> NDArray[np.float32]:
     """Equally probable clean spectra of a result of one star, (count, D), in its input's flux unit."""
     model, draws = star.model, star.draws
-    z, log_scale = (torch.as_tensor(part[0]) for part in draws.resample(count, seed=seed))
-    weight = torch.as_tensor((~star.observed_mask[0]).sum(-1)).to(log_scale)
+    latents, log_scale = (torch.as_tensor(part[0]) for part in draws.resample(count, seed=seed))
+    pixels, free = (~star.observed_mask).sum(-1), star.scale != 1  # of a free scale the mean is never 1
+    weight = _say(torch.as_tensor(pixels), torch.as_tensor(free))[0].to(log_scale)
     exposure_unit = torch.as_tensor(star.exposure_unit[0]).to(log_scale)
-    unit = (weight * log_scale.exp() * exposure_unit).sum(-1) / weight.sum()
-    return np.concatenate([part.cpu().numpy() for part in _decoded(model, z)]) * unit.numpy()[:, None]
+    unit = (weight * log_scale.exp() * exposure_unit).sum(-1) / weight.sum() / star.unit_flux[0]
+    spectra = (
+        np.concatenate([part.cpu().numpy() for part in _decoded(model, latents)]) * unit.numpy()[:, None]
+    )
+    return _with_discrepancy(star, spectra, seed) * np.float32(star.unit_flux[0])
 
 
-def _decoded(model: StellarModel, z: Tensor) -> Iterator[Tensor]:
-    for part in z.split(_ROWS):
-        yield model.generator(part.to(model.class_logits.device))
+def _with_discrepancy(star: Result, spectra: NDArray, seed: int) -> NDArray:
+    """Spectra (S, D) of a star's posterior with a draw of e added to each, if the model has one."""
+    model, device = star.model, star.model.class_logits.device
+    centre, scale = (torch.as_tensor(part).to(device) for part in (star.latents, star.scale))
+    found = discrepancy_posterior(model, _batch(star, device), centre, scale)
+    if found is None:
+        return spectra
+    away = torch.as_tensor(spectra).to(device)[:, None] - model.spectrum(centre)
+    rng = np.random.default_rng(seed)
+    uniform = torch.as_tensor(rng.random(away.shape, dtype=np.float32)).to(device)
+    normal = torch.as_tensor(rng.standard_normal(away.shape, dtype=np.float32)).to(device)
+    return spectra + found.sample(away, uniform, normal)[:, 0].cpu().numpy()
+
+
+def _batch(star: Result, device: torch.device) -> ObservationBatch:
+    """What was observed of a result, as the model saw it."""
+    free = np.zeros(star.scale.shape, dtype=bool)
+    parts = star.observed_flux, star.observed_ivar, star.observed_mask, star.exposure_unit, free
+    return ObservationBatch.from_arrays(*parts, names=star.names, device=device, dtype=torch.float32)
+
+
+def _decoded(model: StellarModel, latents: Tensor) -> Iterator[Tensor]:
+    for part in latents.split(_ROWS):
+        yield model.spectrum(part.to(model.class_logits.device))
 
 
 @torch.no_grad()
@@ -214,49 +315,55 @@ def arviz_input(star: Result, *, replicates: int = 400, seed: int = 0) -> ArvizI
     model, draws = star.model, star.draws
     chains, length = draws.log_density.shape[1:]
     if draws.log_weight is not None:
-        z, log_scale = (part[:, None] for part in draws.resample(chains * length, seed=seed))
+        latents, log_scale = (part[:, None] for part in draws.resample(chains * length, seed=seed))
         chains, length, stats, warmup = 1, chains * length, {}, {}
     else:
-        z, log_scale, stats, warmup = draws.z, draws.log_scale, draws.sample_stats, draws.warmup_stats
+        latents, log_scale = draws.latents, draws.log_scale
+        stats, warmup = draws.sample_stats, draws.warmup_stats
 
     # The exposures of this star, where others of the batch had more.
     depth = int(np.flatnonzero((~star.observed_mask[0]).any(-1))[-1]) + 1
-    flux, mask = star.observed_flux[0, :depth], star.observed_mask[0, :depth]
-    z, log_scale = z[0], log_scale[0, ..., :depth]
+    flux = star.observed_flux[0, :depth]
+    latents, log_scale = latents[0], log_scale[0, ..., :depth]
     free = np.flatnonzero((log_scale != 0).any((0, 1)))
     thin = max(1, chains * length // replicates)
 
-    device, dtype = model.class_logits.device, model.class_logits.dtype
-    y, seen = torch.as_tensor(flux).to(device, dtype), torch.as_tensor(~mask).to(device)
+    device = model.class_logits.device
+    batch = _batch(star, device)
+    y = batch.flux[0, :depth]
 
-    def flows(latents: NDArray, scales: NDArray) -> Iterator[tuple[Tensor, NoiseFlow]]:
-        points, a = torch.as_tensor(latents.reshape(-1, latents.shape[-1])), torch.as_tensor(scales)
+    def flows(points: NDArray, scales: NDArray) -> Iterator[tuple[Tensor, NoiseFlow | RobustNoiseFlow]]:
+        every = torch.as_tensor(points.reshape(-1, points.shape[-1])).to(device)
+        a = torch.as_tensor(scales.reshape(-1, depth)).exp()
         rows = max(1, _ROWS // depth)
-        for s, part in zip(points.split(rows), a.reshape(-1, depth).exp().split(rows), strict=True):
-            clean = model.generator(s.to(device))
-            yield clean, NoiseFlow(clean[:, None], model.noise, part.to(device), seen)
+        for part, scale in zip(every.split(rows), a.to(device).split(rows), strict=True):
+            clean = model.spectrum(part)
+            one = replace(batch, flux=y[None], ivar=batch.ivar[:, :depth], mask=batch.mask[:, :depth])
+            yield clean, model.likelihood(part[:, None], clean[:, None], scale, one)
 
-    terms = [flow.log_prob_terms(y).cpu().numpy() for _, flow in flows(z, log_scale)]
+    terms = [flow.log_prob_terms(y).cpu().numpy() for _, flow in flows(latents, log_scale)]
     with seeded(seed):
         some = [
             (c.cpu().numpy(), flow.sample().cpu().numpy())
-            for c, flow in flows(z[:, ::thin], log_scale[:, ::thin])
+            for c, flow in flows(latents[:, ::thin], log_scale[:, ::thin])
         ]
     clean, replicated = (np.concatenate(part) for part in zip(*some, strict=True))
-    probability = model.log_joint_classes(torch.as_tensor(z).to(device)).softmax(-1).cpu().numpy()
-    used = next(flows(z[:1, :1], log_scale[:1, :1]))[1].used[0].cpu().numpy()
+    by_class = model.log_joint_classes(torch.as_tensor(latents).to(device))
+    used = next(flows(latents[:1, :1], log_scale[:1, :1]))[1].used[0].cpu().numpy()
+    z, w = np.split(latents, [model.latent_dim], axis=-1)
     return ArvizInput(
         z=z,
+        w=w,
         log_scale=log_scale[..., free],
         free=free,
-        class_probability=probability,
+        class_probability=by_class.softmax(-1).cpu().numpy(),
         classes=star.classes,
         wavelength=star.wavelength,
         flux=flux,
         used=used,
         log_likelihood=np.concatenate(terms).reshape(chains, length, *flux.shape),
         replicated=replicated.reshape(chains, -1, *flux.shape),
-        clean=clean.reshape(chains, -1, clean.shape[-1]),
+        clean=_with_discrepancy(star, clean, seed).reshape(chains, -1, clean.shape[-1]),
         thin=thin,
         sample_stats={name: values[0] for name, values in stats.items()},
         warmup_stats={name: values[0] for name, values in warmup.items()},

@@ -7,14 +7,13 @@ from typing import Literal
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch import Tensor
 
-from bayesspec.distributions import NoiseFlow
 from bayesspec.model import SCALE_WIDTH, StellarModel
 from bayesspec.observation import ObservationBatch
 
 from .map import log_joint
+from .metric import information
 
 __all__ = ["Target"]
 
@@ -26,7 +25,7 @@ _CURVATURE = (0.05, 50.0)
 
 
 class Target:
-    r"""log p(y, z, a) of N stars at theta = (z, log a), a vector of L latents and E log scales.
+    r"""log p(y, z, a, w) of N stars at theta = (z, log a, w): L latents, E log scales, and R of the residual.
 
     Components of theta that are not free, the log scales of exposures whose scale is known or that a star
     does not have, are 0 wherever a theta is returned, and their gradient is 0; matrices have a unit diagonal
@@ -36,6 +35,10 @@ class Target:
         model: The model.
         batch: N stars.
         classes: `joint`: the density of the best class, eq. (7). `marginal`: the class summed out.
+        strength: How much the data say of w, see `summed`, (N, R): then w is summed out of the density by
+            Laplace's method, as far as that depends on the size h, and theta holds the w that is most
+            probable given the rest. The mode of all together is no estimate of h: the larger h, the smaller
+            w, the more probable.
     """
 
     def __init__(
@@ -43,38 +46,45 @@ class Target:
         model: StellarModel,
         batch: ObservationBatch,
         classes: Literal["joint", "marginal"] = "marginal",
+        strength: Tensor | None = None,
     ) -> None:
-        self.model, self.batch, self.classes = model, batch, classes
+        self.model, self.batch, self.classes, self.strength = model, batch, classes, strength
         self.latent_dim = model.latent_dim
-        latents = torch.ones_like(batch.free_scale[:, :1]).expand(-1, self.latent_dim)
-        self.free = torch.cat([latents, batch.free_scale], dim=-1)
+        self.end = self.latent_dim + batch.free_scale.shape[-1]
+        self.core = self.end + min(1, model.residual_dim)
+        always = torch.ones_like(batch.free_scale[:, :1])
+        parts = always.expand(-1, self.latent_dim), batch.free_scale, always.expand(-1, model.residual_dim)
+        self.free = torch.cat(parts, dim=-1)
 
     @property
     def dim(self) -> int:
-        """L + E, free or not."""
+        """L + E + R, free or not."""
         return self.free.shape[-1]
 
     def select(self, rows: Sequence[int] | NDArray) -> Target:
         """The same density for the stars at these positions."""
-        return Target(self.model, self.batch.select(rows), self.classes)
+        strength = self.strength if self.strength is None else self.strength[torch.as_tensor(rows)]
+        return Target(self.model, self.batch.select(rows), self.classes, strength)
 
-    def join(self, z: Tensor, log_scale: Tensor) -> Tensor:
-        """theta, (..., N, L + E), of latents (..., N, L) and log scales (..., N, E)."""
-        return torch.cat([z, torch.where(self.batch.free_scale, log_scale, 0.0)], dim=-1)
+    def join(self, latents: Tensor, log_scale: Tensor) -> Tensor:
+        """theta, (..., N, d), of latents (..., N, L + R) and log scales (..., N, E)."""
+        z, w = self.model.split(latents)
+        return torch.cat([z, torch.where(self.batch.free_scale, log_scale, 0.0), w], dim=-1)
 
     def split(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents (..., N, L) and log scales (..., N, E)."""
-        return theta[..., : self.latent_dim], theta[..., self.latent_dim :]
+        """Latents (..., N, L + R) and log scales (..., N, E)."""
+        z, log_scale, w = theta.tensor_split((self.latent_dim, self.end), dim=-1)
+        return torch.cat([z, w], dim=-1), log_scale
 
     def log_density(self, theta: Tensor) -> Tensor:
-        """Log density, (..., N), of thetas (..., N, L + E), without gradient, in blocks that fit memory."""
+        """Log density, (..., N), of thetas (..., N, d), without gradient, in blocks that fit memory."""
         flat = theta.reshape(-1, *theta.shape[-2:])
         with torch.no_grad():
             parts = [self._value(block) for block in flat.split(self._block)]
         return torch.cat(parts).reshape(theta.shape[:-1])
 
     def gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Log density, (..., N), and its gradient, (..., N, L + E)."""
+        """Log density, (..., N), and its gradient, (..., N, d)."""
         values, gradients = [], []
         for block in theta.reshape(-1, *theta.shape[-2:]).split(self._block):
             with torch.enable_grad():
@@ -86,14 +96,33 @@ class Target:
         return torch.cat(values).reshape(theta.shape[:-1]), torch.cat(gradients).reshape(theta.shape)
 
     @torch.no_grad()
-    def metric(self, theta: Tensor) -> Tensor:
-        """Positive definite curvature, (N, L + E, L + E), at theta (N, L + E).
+    def metric(self, theta: Tensor, *, observed: bool = False) -> Tensor:
+        """Positive definite curvature, (N, d, d), at theta (N, d).
 
         The Fisher information of the flow's conditionals, plus the prior's curvature; where their sum is
-        not positive, its absolute value.
+        not positive, its absolute value. With a residual term, whose many dimensions make that dear, the
+        curvature of p(z) is made positive alone.
+
+        Arguments:
+            theta: (N, d).
+            observed: See `information`; the matrix may then be of either sign.
         """
-        curvature = self._fisher(theta)
-        curvature[:, : self.latent_dim, : self.latent_dim] += self._prior_curvature(theta)
+        curvature, prior = self._fisher(theta, observed), self._prior_curvature(theta)
+        z = slice(0, self.latent_dim)
+        if self.core < self.dim:
+            values, vectors = torch.linalg.eigh(prior)
+            curvature[:, z, z] += (vectors * values.abs()[..., None, :]) @ vectors.mT
+            curvature.diagonal(dim1=-2, dim2=-1)[:, self.end :] += 1.0
+            if self.strength is not None:
+                curvature[:, self.end, self.end] += self._bend_of_size(theta)
+            if observed:
+                # The product of size and w bends, too: what it adds at a mode, where the score of w is w.
+                growth, w = self.model.residual.growth(theta[:, self.end :]), theta[:, self.core :]
+                curvature[:, self.end, self.end] -= growth.square() * w.square().sum(-1)
+                curvature[:, self.end, self.core :] -= growth[:, None] * w
+                curvature[:, self.core :, self.end] -= growth[:, None] * w
+            return curvature
+        curvature[:, z, z] += prior
         scale = curvature.diagonal(dim1=-2, dim2=-1).abs().clamp_min(1e-6).sqrt()
         values, vectors = torch.linalg.eigh(curvature / (scale[..., None] * scale[..., None, :]))
         values = values.abs().clamp_min(1e-3)
@@ -102,13 +131,22 @@ class Target:
 
     @torch.no_grad()
     def laplace(self, theta: Tensor) -> Tensor:
-        """Lower Cholesky factor, (N, L + E, L + E), of Laplace's covariance at a mode theta (N, L + E).
+        """Lower Cholesky factor, (N, d, d), of Laplace's covariance at a mode theta (N, d).
 
         Second derivatives are differences of gradients a standard deviation to either side, along the axes of
         the metric: the density has kinks (its conditioner is piecewise linear), and what a proposal needs is
         the curvature over the width of the posterior, not that between two kinks. They are kept within a
         factor of the metric, so that the covariance is positive definite whatever the data.
+
+        With a residual term, whose noise has no kinks, it is the observed metric that is inverted, or the
+        Fisher metric where that is not positive.
         """
+        if self.core < self.dim:
+            summed, metric = self.summed(theta)
+            curvature = summed.metric(theta, observed=True)
+            positive = torch.linalg.cholesky_ex(curvature).info == 0
+            axes = _inverse_factor(torch.where(positive[:, None, None], curvature, metric))
+            return torch.linalg.cholesky(axes @ axes.mT)
         axes = _inverse_factor(self.metric(theta))
         # One offset per free axis: theta + axis and theta - axis, in a leading dimension.
         steps = torch.where(self.free[..., None], axes, 0.0).permute(2, 0, 1)
@@ -127,46 +165,54 @@ class Target:
         pixels = _CPU_PIXELS if self.batch.flux.device.type == "cpu" else _PIXELS
         return max(1, pixels // self.batch.flux.numel())
 
+    @torch.no_grad()
+    def summed(self, theta: Tensor) -> tuple[Target, Tensor]:
+        """The density with w summed out, by what the data say of it at theta (N, d), and its metric there."""
+        metric = self.metric(theta)
+        size = self.model.residual.log_size(theta[:, self.end : self.core]).exp()
+        # How much they say, in the directions of w and at the usual size: without the prior's 1.
+        strength = (torch.linalg.eigvalsh(metric[:, self.core :, self.core :]) - 1).clamp_min(
+            0
+        ) / size.square()
+        target = Target(self.model, self.batch, self.classes, strength)
+        metric[:, self.end, self.end] += target._bend_of_size(theta)
+        return target, metric
+
+    def _bend_of_size(self, theta: Tensor) -> Tensor:
+        """What summing w out adds to the curvature along the size, (N,)."""
+        size = self.model.residual.log_size(theta[:, self.end : self.core]).exp()
+        growth = self.model.residual.growth(theta[:, self.end :])
+        told = size.square() * self.strength
+        return 2 * growth.square() * (told / (1 + told).square()).sum(-1)
+
     def _value(self, theta: Tensor) -> Tensor:
-        return log_joint(self.model, self.batch, *self.split(theta), self.classes)[0]
+        value = log_joint(self.model, self.batch, *self.split(theta), self.classes)[0]
+        if self.strength is None:
+            return value
+        size = self.model.residual.log_size(theta[..., self.end : self.core]).exp()
+        return value - 0.5 * torch.log1p(size.square() * self.strength).sum(-1)
 
-    def _fisher(self, theta: Tensor) -> Tensor:
-        """Fisher information of the likelihood and of the scales' prior, (N, L + E, L + E)."""
-        z, log_scale = self.split(theta)
-        batch, noise, latent = self.batch, self.model.noise, self.latent_dim
-        spectrum, jacobian = self.model.generator.jacobian(z)
-        observed = ~batch.mask
-        flow = NoiseFlow(spectrum[:, None], noise, log_scale.exp(), observed)
-        eps = flow.residual(batch.flux)
-        mean, alpha, d_mean, d_alpha = _linearised(noise, eps)
-
-        # A pixel's conditional is Normal(a (s + mean), a exp(alpha)): its centre and log width move with z
-        # and log a directly, and through the noise before it, eps = y / a - s. Last dimension: z, log a.
-        clean = spectrum[:, None]
-        slope = jacobian[:, None].expand(-1, eps.shape[1], -1, -1)
-        d_eps = -torch.cat([slope, (clean + eps)[..., None]], dim=-1)
-        d_eps = torch.where(observed[..., None], d_eps, 0.0)
-        direct = torch.cat([slope, (clean + mean)[..., None]], dim=-1)
-        unit = torch.cat([torch.zeros_like(slope), torch.ones_like(mean)[..., None]], dim=-1)
-        weight = flow.used[..., None] * torch.exp(-alpha)[..., None]
-        centre = (direct + _along(d_mean, d_eps)) * weight
-        width = (unit + _along(d_alpha, d_eps)) * flow.used[..., None]
-        information = centre.mT @ centre + 2 * width.mT @ width
+    def _fisher(self, theta: Tensor, observed: bool = False) -> Tensor:
+        """Fisher information of the likelihood and of the scales' prior, (N, d, d)."""
+        latents, log_scale = self.split(theta)
+        found = information(self.model, self.batch, latents, log_scale, observed=observed)
+        last, own = latents.shape[-1], torch.arange(log_scale.shape[-1], device=theta.device)
+        index = torch.arange(self.dim, device=theta.device)
+        at, scale = torch.cat([index[: self.latent_dim], index[self.end :]]), self.latent_dim + own
 
         fisher = torch.zeros(*theta.shape, theta.shape[-1], dtype=theta.dtype, device=theta.device)
-        fisher[:, :latent, :latent] = information[..., :latent, :latent].sum(1)
-        free = batch.free_scale[..., None]
-        cross = torch.where(free, information[..., latent, :latent], 0.0)
-        fisher[:, latent:, :latent], fisher[:, :latent, latent:] = cross, cross.mT
-        own = torch.where(batch.free_scale, information[..., latent, latent] + SCALE_WIDTH**-2, 1.0)
-        fisher[:, latent:, latent:] = torch.diag_embed(own)
+        fisher[:, at[:, None], at] = found[..., :last, :last].sum(1)
+        cross = torch.where(self.batch.free_scale[..., None], found[..., last, :last], 0.0)
+        fisher[:, scale[:, None], at], fisher[:, at[:, None], scale] = cross, cross.mT
+        free = torch.where(self.batch.free_scale, found[..., last, last] + SCALE_WIDTH**-2, 1.0)
+        fisher[:, scale, scale] = free
         return fisher
 
     def _prior_curvature(self, theta: Tensor) -> Tensor:
         """Minus the second derivatives of log p(z), (N, L, L); of either sign."""
         with torch.enable_grad():
-            z = self.split(theta)[0].detach().requires_grad_()
-            by_class = self.model.log_joint_classes(z)
+            z, w = (part.detach() for part in self.model.split(self.split(theta)[0]))
+            by_class = self.model.log_joint_classes(torch.cat([z.requires_grad_(), w], dim=-1))
             value = by_class.amax(-1) if self.classes == "joint" else by_class.logsumexp(-1)
             (gradient,) = torch.autograd.grad(value.sum(), z, create_graph=True)
             rows = [
@@ -181,36 +227,3 @@ def _inverse_factor(precision: Tensor) -> Tensor:
     factor = torch.linalg.cholesky(precision)
     identity = torch.eye(precision.shape[-1], dtype=precision.dtype, device=precision.device)
     return torch.linalg.solve_triangular(factor.mT, identity, upper=True)
-
-
-def _linearised(noise: nn.Module, eps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean and log width of every pixel, (..., D), and their slopes by the K pixels before, (..., D, K)."""
-    kernel = noise.kernel
-    windows = eps[..., :-1].unfold(-1, kernel, 1)
-    flat = windows.reshape(-1, kernel)
-    parts = []
-    for block in flat.split(_CPU_PIXELS // 32 if eps.device.type == "cpu" else len(flat)):
-        with torch.enable_grad():
-            window = block.detach().requires_grad_()
-            outputs = noise.step(window)
-            slopes = [torch.autograd.grad(part.sum(), window, retain_graph=True)[0] for part in outputs]
-        parts.append((*(part.detach() for part in outputs), *slopes))
-    mean, alpha, *slopes = (torch.cat(column) for column in zip(*parts, strict=True))
-
-    # The first K pixels have constants of their own.
-    shape = windows.shape[:-1]
-    mean, alpha = (
-        torch.cat([first.expand(*shape[:-1], kernel), rest.reshape(shape)], dim=-1)
-        for first, rest in ((noise.first_mean, mean), (noise.first_alpha, alpha))
-    )
-    d_mean, d_alpha = (pad(slope.reshape(windows.shape), (0, 0, kernel, 0)) for slope in slopes)
-    return mean, alpha, d_mean, d_alpha
-
-
-def _along(derivative: Tensor, direction: Tensor) -> Tensor:
-    """Derivatives (..., D, K) by the K pixels before, along directions (..., D, P): (..., D, P)."""
-    kernel = derivative.shape[-1]
-    result = torch.zeros_like(direction)
-    for k in range(kernel):
-        result[..., kernel:, :] += derivative[..., kernel:, k, None] * direction[..., k : k - kernel, :]
-    return result

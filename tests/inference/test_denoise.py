@@ -10,6 +10,7 @@ from astropy import units as u
 import bayesspec
 from bayesspec.distributions import NoiseFlow
 from bayesspec.exceptions import BayesspecError, ObservationError
+from bayesspec.inference.denoise import METHODS, choose_method
 from bayesspec.runtime import seeded
 
 
@@ -113,6 +114,33 @@ def test_unusable_stars_are_named(model, stars):
     assert res.failures[0][:2] == (0, "infrared")
     with pytest.raises(BayesspecError, match="no method is called 'magic'"):
         bayesspec.denoise(stars[0][0], model=model, method="magic")
+
+
+def test_uncertainty_is_importance_sampling(toy_model):
+    """Asked for without a method, it is importance sampling's, to the last bit; the mode has none."""
+    star = bayesspec.Observation(toy_model.grid.wavelength, np.ones(toy_model.grid.size), name="flat")
+    asked = bayesspec.denoise(star, model=toy_model, uncertainty=True, draws=256)
+    named = bayesspec.denoise(star, model=toy_model, method="importance", draws=256)
+    assert asked.method == "importance"
+    assert (asked.flux_std > 0).all()
+    np.testing.assert_array_equal(asked.flux_std, named.flux_std)
+
+    point = bayesspec.denoise(star, model=toy_model)
+    assert point.method == "map"
+    assert point.flux_std is None
+    with pytest.raises(BayesspecError, match="uncertainty=True"):
+        point.interval()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_that_is_named_is_used(method):
+    """Whether uncertainty is asked or not, but `map` has none to give."""
+    assert choose_method(method) == method
+    if method == "map":
+        with pytest.raises(BayesspecError, match="map is a point"):
+            choose_method(method, uncertainty=True)
+    else:
+        assert choose_method(method, uncertainty=True) == method
 
 
 def test_what_is_no_star_says_so(model):

@@ -96,6 +96,8 @@ def test_predictive_is_the_clean_spectrum_and_the_noise(chains):
     assert few.replicated.shape[:2] == (3, 20)
 
 
+# of a few hundred draws ArviZ may say that a pixel counts for much: which one does is a matter of luck
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning")
 def test_leave_one_out_works(chains):
     loo = import_arviz().loo(chains.to_arviz(1), pointwise=True)
     assert loo.n_data_points == chains.to_arviz(1)["observed_data"]["y"].size

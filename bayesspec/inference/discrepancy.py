@@ -1,0 +1,93 @@
+"""The discrepancy of single pixels: what the data say of e, which the likelihood has summed out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bayesspec.model import StellarModel
+from bayesspec.nn.residual import WIDTHS
+from bayesspec.observation import ObservationBatch
+
+__all__ = ["Discrepancy", "discrepancy_posterior"]
+
+
+class Discrepancy(NamedTuple):
+    r"""e given the data and one spectrum s: of K widths, normal for each, independent from pixel to pixel.
+
+    Of another spectrum s' of the same posterior the means are `means - shares * (s' - s)`.
+    """
+
+    odds: Tensor
+    """Probability of each width, (K, N, D)."""
+    means: Tensor
+    """(K, N, D), in the unit of s; 0 where no exposure observed the pixel."""
+    shares: Tensor
+    """(K, N, D), in [0, 1): how much of what is seen beyond s is taken for the star's, not for noise."""
+    variances: Tensor
+    """(K, N, D)."""
+
+    @property
+    def mean(self) -> Tensor:
+        """(N, D)."""
+        return (self.odds * self.means).sum(0)
+
+    @property
+    def share(self) -> Tensor:
+        """(N, D)."""
+        return (self.odds * self.shares).sum(0)
+
+    @property
+    def std(self) -> Tensor:
+        """(N, D)."""
+        about = (self.means - self.mean).square()
+        return (self.odds * (self.variances + about)).sum(0).sqrt()
+
+    def sample(self, away: Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
+        """Draws of e, (S, N, D), each for a spectrum that is `away` from s, from random numbers (S, N, D)."""
+        chosen = (uniform > self.odds.cumsum(0)[:-1, None]).sum(0)
+        drawn = torch.zeros_like(away)
+        for k, (mean, share, variance) in enumerate(
+            zip(self.means, self.shares, self.variances, strict=True)
+        ):
+            drawn = torch.where(chosen == k, mean - share * away + variance.sqrt() * normal, drawn)
+        return drawn
+
+
+@torch.no_grad()
+def discrepancy_posterior(
+    model: StellarModel, batch: ObservationBatch, latents: Tensor, scale: Tensor
+) -> Discrepancy | None:
+    r"""The posterior of e given y, z, w and a; None if the model has no residual term.
+
+    :math:`e_d \sim \mathcal{N}(0, \tau_d^2)`, and exposure by exposure :math:`r_d - \mu_d = e_d + n_d` where
+    the noise has the variance that the mixture makes of this residual. In a few pixels, the residual term's
+    `share`, e is several times as wide. The likelihood, to which they are outliers like others, does not ask
+    whose they are; here it matters: what sticks out by far more than the noise, where stars are known to have
+    lines, is rather the star's than a cosmic ray.
+
+    Arguments:
+        model: The model.
+        batch: N stars with E exposures.
+        latents: (N, L + R).
+        scale: (N, E).
+    """
+    if model.residual is None:
+        return None
+    latents = latents[:, None]
+    flow = model.likelihood(latents, model.spectrum(latents), scale, batch)
+    beyond = torch.where(flow.observed, flow.residual(batch.flux) - flow.conditional(batch.flux)[0], 0.0)
+    tau = model.residual.discrepancy(*model.split(latents[:, 0]))
+
+    log_odds, means, shares, variances = [], [], [], []
+    for part, width in zip(model.residual.share, WIDTHS, strict=True):
+        log_density, precision = flow.noise_given(batch.flux, width)
+        whole = precision.sum(1) + (width * tau).square().reciprocal()
+        log_odds.append(log_density.sum(1) + part.log())
+        means.append((precision * beyond).sum(1) / whole)
+        shares.append(precision.sum(1) / whole)
+        variances.append(whole.reciprocal())
+    odds = torch.stack(log_odds).softmax(0)
+    return Discrepancy(odds, torch.stack(means), torch.stack(shares), torch.stack(variances))
