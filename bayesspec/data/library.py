@@ -20,6 +20,10 @@ __all__ = ["CLASSES", "StarLibrary"]
 CLASSES = ("O", "B", "A", "F", "G", "K", "M", "CV", "Carbon", "WD")
 """The ten classes of the paper, eq. (6)."""
 
+BELIEVABLE = 3.0
+"""A spectrum's errors are believed where they give its catalogue's S/N within this factor: libraries without
+errors carry constants that mean nothing."""
+
 DUPLICATE_DISTANCE = {"template": 0.01, "model": 0.005}
 """Per-pixel rms below which two templates, or two theoretical spectra, count as one star."""
 
@@ -84,6 +88,14 @@ class StarLibrary:
         high = self.snr >= min_snr
         count = np.bincount(self.klass[high], minlength=len(CLASSES))
         return self.select(high | ((count[self.klass] < thin) & (self.snr >= thin_snr)))
+
+    @property
+    def believable(self) -> NDArray[np.bool_]:
+        """Real spectra whose errors mean something: they give the catalogue's S/N within a factor, (N,)."""
+        signal = np.abs(self.flux) * np.sqrt(self.ivar)
+        stated = np.array([np.median(row[~bad]) for row, bad in zip(signal, self.mask, strict=True)])
+        near = (stated > self.snr / BELIEVABLE) & (stated < self.snr * BELIEVABLE)
+        return (self.kind != "model") & near
 
     def votes(self, model_vote: float = 1.0) -> NDArray[np.float64]:
         """Weight of each row, (N,): a star's spectra share one vote, a theoretical star's `model_vote`."""

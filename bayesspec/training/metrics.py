@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ from scipy.stats import t as student_t
 
 from bayesspec.data.library import CLASSES, StarLibrary
 from bayesspec.data.noise import NoiseLibrary
-from bayesspec.distributions import NoiseFlow
-from bayesspec.nn import Encoder, Generator, NoiseNetwork
+from bayesspec.distributions import NoiseFlow, RobustNoiseFlow
+from bayesspec.nn import Encoder, Generator, NoiseNetwork, RobustNoiseNetwork
 from bayesspec.nn.isometry import reconstruction_loss
 
 __all__ = ["generator_metrics", "noise_metrics"]
@@ -68,6 +69,40 @@ def noise_metrics(network: NoiseNetwork, train: NoiseLibrary, test: NoiseLibrary
     scale = _student_scale(train)
     terms["per_pixel_student_t"] = student_t.logpdf(test.residual / scale, STUDENT_DOF) - np.log(scale)
 
+    return {
+        "exposures": len(test),
+        "epochs": sorted({str(epoch) for epoch in test.epoch}),
+        "terms_used": float(used.mean()),
+        "log_density_per_pixel": {name: float(value[used].mean()) for name, value in terms.items()},
+    }
+
+
+@torch.no_grad()
+def robust_noise_metrics(
+    network: RobustNoiseNetwork, train: NoiseLibrary, test: NoiseLibrary
+) -> dict[str, Any]:
+    """Log-density per pixel of unseen epochs whose ivar is known: the robust flow, and simpler models.
+
+    The Gaussian is the pipeline's own. The Student-t has its scale times a factor for each pixel of the grid,
+    fitted to training epochs, and the AR(K) is that of residuals whitened by the pipeline.
+    """
+    train, test = (side.select((side.mask | (side.ivar > 0)).all(-1)) for side in (train, test))
+    sigma, widths = (np.where(side.mask, 1.0, side.ivar.clip(1e-30)) ** -0.5 for side in (train, test))
+    observed = torch.as_tensor(~test.mask)
+    flow = RobustNoiseFlow(
+        torch.zeros(test.residual.shape[1]), network, torch.as_tensor(widths).float(), observed=observed
+    )
+    white = replace(train, residual=(train.residual / sigma).astype(np.float32))
+    own = replace(test, residual=(test.residual / widths).astype(np.float32))
+    mean, spread = _autoregression(white, own, network.kernel)
+    scale = widths * _student_scale(white)
+    terms = {
+        "flow": flow.log_prob_terms(torch.as_tensor(test.residual)).numpy(),
+        "pipeline_gaussian": _gaussian(test.residual, widths),
+        "student_t": student_t.logpdf(test.residual / scale, STUDENT_DOF) - np.log(scale),
+        f"ar{network.kernel}_gaussian": _gaussian(own.residual - mean, spread) - np.log(widths),
+    }
+    used = ~test.mask
     return {
         "exposures": len(test),
         "epochs": sorted({str(epoch) for epoch in test.epoch}),

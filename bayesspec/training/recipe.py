@@ -20,11 +20,14 @@ from bayesspec.data.noise import NoiseLibrary
 from bayesspec.exceptions import BayesspecError
 from bayesspec.grid import WavelengthGrid
 from bayesspec.model import StellarModel
+from bayesspec.nn import NoiseNetwork, RobustNoiseNetwork
 
 from .generator import GeneratorRecipe, encode, train_generator
-from .metrics import generator_metrics, noise_metrics
+from .metrics import generator_metrics, noise_metrics, robust_noise_metrics
 from .noise import NoiseRecipe, train_noise
 from .prior import fit_prior
+from .residual import ResidualRecipe, fit_residual
+from .robust_noise import RobustNoiseRecipe, train_robust_noise
 
 __all__ = ["Recipe", "train"]
 
@@ -42,15 +45,18 @@ class Recipe:
         model_vote: Vote of a theoretical spectrum beside that of a real star, in training and in the class
             prior: grids of models are dense where there is no star.
         generator: Encoder and generator.
-        noise: Noise flow.
+        noise: Noise flow of the paper, for a model without residual term.
+        residual: Whether the model has a residual term, and with it the robust noise flow.
+        residual_term: The residual term.
+        robust_noise: The robust noise flow.
         seed: Of everything random.
         start: A bundle, by name or folder, whose encoder and generator are trained further instead of new
             ones: to adapt a model to another survey, or to go on. Sizes have to be the same.
 
     Example:
         >>> recipe = Recipe.named("kang2021")
-        >>> recipe.generator.latent_dim, recipe.noise.kernel
-        (3, 5)
+        >>> recipe.generator.latent_dim, recipe.residual, Recipe.named("stellar").residual
+        (3, False, True)
         >>> Recipe.from_dict(recipe.to_dict()) == recipe
         True
     """
@@ -61,6 +67,9 @@ class Recipe:
     model_vote: float = 0.5
     generator: GeneratorRecipe = field(default_factory=GeneratorRecipe)
     noise: NoiseRecipe = field(default_factory=NoiseRecipe)
+    residual: bool = False
+    residual_term: ResidualRecipe = field(default_factory=ResidualRecipe)
+    robust_noise: RobustNoiseRecipe = field(default_factory=RobustNoiseRecipe)
     seed: int = 2021
     start: str = ""
 
@@ -71,11 +80,14 @@ class Recipe:
         Raises:
             BayesspecError: if there is none of that name.
         """
-        if name != "kang2021":
-            raise BayesspecError(
-                f"no recipe is called {name!r}; there is 'kang2021', or give a TOML or JSON file"
-            )
-        return cls()
+        if name == "kang2021":
+            return cls()
+        if name == "stellar":
+            generator = GeneratorRecipe(latent_dim=6, steps=32_000, tolerance=0.03)
+            return cls(name="stellar", generator=generator, residual=True)
+        raise BayesspecError(
+            f"no recipe is called {name!r}; there are 'stellar' and 'kang2021', or give a TOML or JSON file"
+        )
 
     @classmethod
     def read(cls, path: str | Path) -> Recipe:
@@ -113,8 +125,9 @@ def train(
     """Train a model on star libraries and the noise of real exposures, and save its bundle.
 
     The four steps of the paper: encoder and generator; latents of the training stars; a kernel density of
-    them for each class; the noise flow. Stars and epochs are split by hash; the card's metrics are those of
-    the test stars and epochs, which no step has seen. Networks in training are checkpointed in
+    them for each class; the noise flow. With a residual term the noise flow is another one, and then what the
+    generator leaves of the training stars is fitted. Stars and epochs are split by hash; the card's metrics
+    are those of the test stars and epochs, which no step has seen. Networks in training are checkpointed in
     `out`/checkpoints.
 
     Arguments:
@@ -155,18 +168,25 @@ def train(
         checkpoint=checkpoints / "generator.safetensors",
         progress=progress,
     )
-    z = encode(encoder, train_stars)
+    network, term = _train_noise(train_exposures, recipe, checkpoints, progress), None
+    if isinstance(network, RobustNoiseNetwork):
+        term, latents = fit_residual(
+            generator,
+            encoder,
+            train_stars,
+            stars.split("validation"),
+            recipe.residual_term,
+            reference=network.reference,
+            seed=recipe.seed + 2,
+            model_vote=recipe.model_vote,
+        )
+        z, metrics = latents.numpy(), robust_noise_metrics
+    else:
+        z, metrics = encode(encoder, train_stars), noise_metrics
     prior = fit_prior(z, train_stars, len(CLASSES), recipe.model_vote)
-    network = train_noise(
-        train_exposures,
-        recipe.noise,
-        seed=recipe.seed + 1,
-        checkpoint=checkpoints / "noise.safetensors",
-        progress=progress,
-    )
 
     sources, spectra = np.unique(train_stars.source, return_counts=True)
-    model = StellarModel(recipe.grid, CLASSES, encoder, generator, prior, network)
+    model = StellarModel(recipe.grid, CLASSES, encoder, generator, prior, network, residual=term)
     card = {
         "name": recipe.name,
         "recipe": recipe.to_dict(),
@@ -184,10 +204,20 @@ def train(
         },
         "metrics": {
             "generator": generator_metrics(encoder, generator, test_stars),
-            "noise": noise_metrics(network, train_exposures, test_exposures),
+            "noise": metrics(network, train_exposures, test_exposures),
         },
     }
     return save_model(model, out, card=card)
+
+
+def _train_noise(
+    exposures: NoiseLibrary, recipe: Recipe, checkpoints: Path, progress: bool
+) -> NoiseNetwork | RobustNoiseNetwork:
+    options: dict[str, Any] = {"seed": recipe.seed + 1, "progress": progress}
+    options["checkpoint"] = checkpoints / "noise.safetensors"
+    if recipe.residual:
+        return train_robust_noise(exposures, recipe.robust_noise, **options)
+    return train_noise(exposures, recipe.noise, **options)
 
 
 def _origin(card: dict[str, Any]) -> dict[str, Any]:

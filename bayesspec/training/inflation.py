@@ -1,0 +1,161 @@
+"""How much larger the residuals of unseen stars are than a term fitted to training stars says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bayesspec.nn import ResidualTerm
+from bayesspec.nn.residual import WIDTHS
+from bayesspec.noise_level import NORMAL_MEDIAN
+
+from .clean import Residuals
+
+__all__ = ["inflated", "size_spread", "wide_shares"]
+
+SPREAD = 0.3, 1.0
+"""Least and most spread of the log size of a star's residuals about what is usual for its kind."""
+
+LEAST_SHARES = 0.0, 3e-3, 3e-5, 1e-5
+"""Of pixels whose discrepancy is each of `WIDTHS` as large as usual."""
+
+SMOOTH = 9
+"""Pixels over which their shares are averaged."""
+
+SHRINKAGE = 4.0
+"""Unseen stars that a class's own inflation counts for nothing against."""
+
+
+def log_likelihood(term: ResidualTerm, residuals: Residuals, size: Tensor) -> Tensor:
+    """log p(x - G(z) | h), (N,), with w and e summed out: a Gaussian of diagonal plus low rank."""
+    found = posterior(term, residuals, size)
+    log_variance = torch.where(residuals.mask, 0.0, found.variance.log()).sum(-1)
+    return -0.5 * (found.log_det + found.square + log_variance)
+
+
+class Posterior(NamedTuple):
+    """What N residuals say of w."""
+
+    mean: Tensor
+    """(N, R)."""
+    covariance: Tensor
+    """(N, R, R)."""
+    log_det: Tensor
+    """Of the precision, (N,)."""
+    square: Tensor
+    """Of the residuals in units of what is expected of them, (N,)."""
+    tau_square: Tensor
+    """Variance of e, (N, D)."""
+    variance: Tensor
+    """Of e and the star's own noise, (N, D)."""
+    usual: Tensor
+    """B m(z), (N, D)."""
+    patterns: Tensor
+    """B Lambda(z) w at the mean, (N, D)."""
+
+
+def posterior(term: ResidualTerm, residuals: Residuals, size: Tensor | None = None) -> Posterior:
+    size = residuals.z.new_zeros(len(residuals.z), 1) if size is None else size
+    tau_square = term.discrepancy(residuals.z, size).square()
+    variance = tau_square + residuals.variance
+    weight = torch.where(residuals.mask, 0.0, 1 / variance)
+    usual = term.local_offset(residuals.z) @ term.basis
+    flux = torch.where(residuals.mask, 0.0, residuals.flux - usual)
+    factor = term.local_factor(residuals.z) * term.log_size(size).exp()[..., None]
+    gram = torch.stack([(term.basis * w) @ term.basis.T for w in weight])
+    precision = factor.mT @ gram @ factor + torch.eye(term.components)
+    root = torch.linalg.cholesky(precision)
+    pull = (((flux * weight) @ term.basis.T)[:, None] @ factor)[:, 0]
+    mean = torch.cholesky_solve(pull[..., None], root)[..., 0]
+    return Posterior(
+        mean,
+        torch.cholesky_inverse(root),
+        2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1),
+        (weight * flux.square()).sum(-1) - (pull * mean).sum(-1),
+        tau_square,
+        variance,
+        usual,
+        (factor @ mean[..., None])[..., 0] @ term.basis,
+    )
+
+
+def inflated(
+    term: ResidualTerm, seen: Residuals, seen_klass: NDArray, unseen: Residuals, unseen_klass: NDArray
+) -> Residuals:
+    """Training residuals, made larger as those of unseen stars of their class are."""
+    own, others = (_excess(term, part) for part in (seen, unseen))
+    factors = [_ratio(b, a, unseen_klass, seen_klass) for a, b in zip(own, others, strict=True)]
+    of_w, of_e = (
+        torch.as_tensor(factor[seen_klass], dtype=torch.float32).sqrt()[:, None] for factor in factors
+    )
+    found = posterior(term, seen)
+    beneath = seen.flux - found.usual - found.patterns
+    flux = found.usual + of_w * found.patterns + of_e * beneath
+    return replace(seen, flux=torch.where(seen.mask, 0.0, flux))
+
+
+def size_spread(term: ResidualTerm, unseen: Residuals) -> Tensor:
+    """Root mean square of the log size that each unseen star would have, within reason."""
+    sizes = torch.linspace(-2.0, 2.5, 19)
+    term.spread.fill_(1.0)
+    by_size = [log_likelihood(term, unseen, size.expand(len(unseen.z), 1)) for size in sizes]
+    best = sizes[torch.stack(by_size).argmax(0)]
+    return best.square().mean().sqrt().clamp(*SPREAD)
+
+
+def _excess(term: ResidualTerm, residuals: Residuals) -> tuple[NDArray, NDArray]:
+    """Mean square of w, and of e over tau, in each star: 1 on average where the sizes are right."""
+    found = posterior(term, residuals)
+    w_square = found.mean.square() + found.covariance.diagonal(dim1=-2, dim2=-1)
+    share = found.tau_square / found.variance
+    left = residuals.flux - found.usual - found.patterns
+    e_square = (share * left).square() / found.tau_square + 1 - share
+    observed = (~residuals.mask).float()
+    e = (e_square * observed).sum(-1) / observed.sum(-1)
+    return w_square.mean(-1).numpy(), e.numpy()
+
+
+def _ratio(unseen: NDArray, seen: NDArray, unseen_klass: NDArray, seen_klass: NDArray) -> NDArray[np.float64]:
+    """For every class, how much larger the squares of unseen stars are, drawn to the ratio of all."""
+    classes = 1 + max(unseen_klass.max(), seen_klass.max())
+
+    def typical(values: NDArray) -> float:
+        return float(np.exp(np.log(values).mean()))
+
+    whole = max(1.0, typical(unseen) / typical(seen))
+    ratios = np.full(classes, whole)
+    for c in range(classes):
+        a, b = unseen[unseen_klass == c], seen[seen_klass == c]
+        if len(a) and len(b):
+            own, count = np.log(typical(a) / typical(b)), len(a)
+            ratios[c] = np.exp((count * own + SHRINKAGE * np.log(whole)) / (count + SHRINKAGE))
+    return ratios.clip(1.0, 30.0)
+
+
+def wide_shares(term: ResidualTerm, residuals: Residuals, weights: Tensor, iterations: int = 12) -> Tensor:
+    """How often the discrepancy of each pixel is as wide as each of `WIDTHS`, (K, D), rows summing to 1.
+
+    Maximum likelihood, by expectation-maximisation, of what the patterns leave of the stars, each in units of
+    its own bulk.
+    """
+    found = posterior(term, residuals)
+    left = (residuals.flux - found.usual - found.patterns) / found.tau_square.sqrt()
+    size = torch.where(residuals.mask, torch.nan, left.abs()).nanmedian(-1, keepdim=True).values
+    square = (left / (NORMAL_MEDIAN * size).clamp_min(1e-6)).square()
+    say = weights[:, None] * ~residuals.mask
+    widths, least = torch.tensor(WIDTHS)[:, None], torch.tensor(LEAST_SHARES)[:, None]
+    share = least.clamp_min(1e-3).expand(-1, square.shape[-1])
+    share = share / share.sum(0)
+    density = torch.stack([-0.5 * square / width**2 - width.log() for width in widths])
+    for _ in range(iterations):
+        whose = (density + share.log()[:, None]).softmax(0)
+        share = (whose * say).sum(1) / say.sum(0).clamp_min(1e-12)
+        padded = torch.nn.functional.pad(share[None], (SMOOTH // 2, SMOOTH // 2), mode="replicate")
+        share = torch.nn.functional.avg_pool1d(padded, SMOOTH, 1)[0].maximum(least)
+        share = share / share.sum(0)
+    return share

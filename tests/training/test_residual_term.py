@@ -1,0 +1,243 @@
+"""Laws of the residual term's training, on a small library whose truth is known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bayesspec.data.library import StarLibrary
+from bayesspec.data.noise import NoiseLibrary
+from bayesspec.nn import RobustNoiseNetwork
+from bayesspec.nn.generator import forward_jacobian
+from bayesspec.training.metrics import robust_noise_metrics
+from bayesspec.training.recipe import Recipe
+from bayesspec.training.clean import filled_classes, fit_latents, less_noise_of_the_clean, without_junk
+from bayesspec.training.inflation import _ratio
+from bayesspec.training.residual import ResidualRecipe, fit_residual
+
+D = 128
+SMALL = ResidualRecipe(patterns=3, components=2, anchors=2, neighbours=100.0, bands=4)
+SIZES = np.array([[0.6, 0.3], [2.4, 1.2]])
+"""How large the two patterns are in the two classes."""
+TAU, NOISE = 0.02, 0.01
+"""Standard deviations of e and of the stars' own noise."""
+REFERENCE = torch.ones(D)
+
+
+class LinearGenerator(nn.Module):
+    """1 + a straight line of z."""
+
+    latent_dim = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("slope", torch.linspace(-1, 1, D)[None])
+
+    def forward(self, z: Tensor) -> Tensor:
+        return 1 + z @ self.slope
+
+    def jacobian(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return forward_jacobian(self, z)
+
+
+class RoughEncoder(nn.Module):
+    """A guess that is some way off."""
+
+    def __init__(self, generator: LinearGenerator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, flux: Tensor, mask: Tensor) -> Tensor:
+        slope = self.generator.slope[0]
+        return 0.8 * (torch.where(mask, 0.0, flux - 1) @ slope / slope.square().sum())[:, None] + 0.05
+
+
+def patterns() -> np.ndarray:
+    """Two orthonormal patterns that no straight line is like, (2, D)."""
+    x = np.linspace(0, 1, D)
+    raw = np.stack([np.sin(4 * np.pi * x) ** 2, np.cos(7 * np.pi * x), np.ones(D), x])
+    return np.linalg.qr(raw[::-1].T)[0].T[2:]
+
+
+def library(seed: int, stars: int = 240, larger: float = 1.0) -> StarLibrary:
+    """Stars of two classes, apart in z, whose residuals differ in size; `larger` times as large as said."""
+    rng = np.random.default_rng(seed)
+    klass = np.arange(stars) % 2
+    z = np.where(klass, 0.3, -0.3)[:, None] + 0.05 * rng.standard_normal((stars, 1))
+    w = SIZES[klass] * rng.standard_normal((stars, 2))
+    residual = w @ patterns() + TAU * rng.standard_normal((stars, D))
+    flux = 1 + z * np.linspace(-1, 1, D) + larger * residual + NOISE * rng.standard_normal((stars, D))
+    names = np.array([f"star {seed}-{n}" for n in range(stars)])
+    label, mask = np.full(stars, "observed"), np.zeros((stars, D), bool)
+    ivar = np.full((stars, D), NOISE**-2, np.float32)
+    snr = np.full(stars, 1 / NOISE, np.float32)
+    return StarLibrary(flux.astype(np.float32), ivar, mask, klass, names, label, label, snr)
+
+
+def fitted(train: StarLibrary, unseen: StarLibrary, recipe: ResidualRecipe = SMALL):
+    generator = LinearGenerator()
+    encoder = RoughEncoder(generator)
+    return fit_residual(generator, encoder, train, unseen, recipe, reference=REFERENCE, seed=0)
+
+
+@pytest.fixture(scope="module")
+def term():
+    """Fitted to stars whose unseen fellows are as they are; and the latents of the training stars."""
+    return fitted(library(0), library(1, 80))
+
+
+def sizes(term) -> tuple[np.ndarray, np.ndarray]:
+    """Root mean square of the term, and of e, along the spectrum, in the two classes: each (2,)."""
+    z, usual = torch.tensor([[-0.3], [0.3]]), torch.zeros(2, 1)
+    power = (term.local_factor(z).mT @ term.basis).square().sum(1)
+    return power.mean(-1).sqrt().numpy(), term.discrepancy(z, usual).square().mean(-1).sqrt().numpy()
+
+
+def test_patterns_are_found(term):
+    """B spans what the residuals of the stars have in common."""
+    found = np.linalg.qr(term[0].basis.numpy().T)[0]
+    cosines = np.linalg.svd(patterns() @ found)[1]
+    assert (cosines > 0.98).all()
+
+
+def test_sizes_are_those_of_the_classes(term):
+    """Of the patterns in each class, and of e, within a fifth: four times as large in one as in the other."""
+    of_w, of_e = sizes(term[0])
+    np.testing.assert_allclose(of_w, np.sqrt((SIZES**2).sum(-1) / D), rtol=0.2)
+    np.testing.assert_allclose(of_e, TAU, rtol=0.2)
+    assert 0.3 <= term[0].spread <= 1.0
+    assert not any(parameter.requires_grad for parameter in term[0].parameters())
+
+
+def test_latents_are_those_that_fit_best(term):
+    """Gauss-Newton ends at the least squares of a linear generator, wherever it began."""
+    generator, stars = LinearGenerator(), library(0)
+    left = torch.as_tensor(stars.flux) - 1
+    best = left @ generator.slope[0] / generator.slope.square().sum()
+    torch.testing.assert_close(term[1][:, 0], best, rtol=0, atol=2e-3)
+
+
+def test_unseen_stars_inflate(term):
+    """Residuals of unseen stars twice as large: sizes grow; half as large: they do not shrink."""
+    usual = np.array(sizes(term[0]))
+    larger = np.array(sizes(fitted(library(0), library(1, 80, larger=2.0))[0]))
+    smaller = np.array(sizes(fitted(library(0), library(1, 80, larger=0.5))[0]))
+    np.testing.assert_allclose(larger / usual, 2, rtol=0.25)
+    np.testing.assert_allclose(smaller / usual, 1, rtol=0.2)
+
+
+def test_inflation_is_never_below_one():
+    """Of any class, seen or not among the unseen; a class of few is drawn to the ratio of all."""
+    rng = np.random.default_rng(0)
+    klass = np.arange(90) % 3
+    seen = rng.gamma(5, 0.2, 90)
+    unseen, of = rng.gamma(5, 0.2, 62) * np.r_[np.full(60, 3.0), 0.01, 0.01], np.r_[np.zeros(60, int), 1, 1]
+    ratios = _ratio(unseen, seen, of, klass)
+    assert ratios.shape == (3,)
+    assert (ratios >= 1).all()
+    assert ratios[0] == pytest.approx(3, rel=0.2)
+    assert ratios[1] < ratios[2] < ratios[0] * 1.01
+    assert (_ratio(0.1 * seen, seen, klass, klass) == 1).all()
+
+
+def test_junk_is_masked():
+    """A pixel of a clean spectrum that is far off is left out; almost none of the others is."""
+    generator, stars = LinearGenerator(), library(0)
+    flux = stars.flux.copy()
+    flux[::3, 40] += 3.0
+    residuals = fit_latents(generator, RoughEncoder(generator), replace(stars, flux=flux), REFERENCE)
+    clean = without_junk(residuals, torch.as_tensor(patterns()).float())
+    assert clean.mask[::3, 40].all()
+    assert (clean.flux[clean.mask] == 0).all()
+    clean.mask[::3, 40] = False
+    assert clean.mask.float().mean() < 0.02
+
+
+def test_masked_library_pixels_have_no_influence():
+    """Garbage under the mask changes nothing; seeds repeat."""
+    stars, unseen, few = library(0, 60), library(1, 20), replace(SMALL, neighbours=20.0)
+    mask = np.random.default_rng(0).random(stars.flux.shape) < 0.05
+    states = []
+    for junk in (0.0, 1e6, 0.0):
+        spoiled = replace(stars, mask=mask, flux=np.where(mask, np.float32(junk), stars.flux))
+        states.append(fitted(spoiled, unseen, few)[0].state_dict())
+    for other in states[1:]:
+        for name, value in other.items():  # sums of BLAS end in other last digits
+            torch.testing.assert_close(value, states[0][name], rtol=1e-5, atol=1e-6)
+
+
+def test_fitting_leaves_the_random_state():
+    """Of the caller."""
+    before = torch.random.get_rng_state()
+    fitted(library(0, 40), library(1, 20), replace(SMALL, neighbours=10.0))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.fixture(scope="module")
+def noise() -> NoiseLibrary:
+    """Correlated noise of known width, in 60 exposures of 12 epochs; a fiftieth of the pixels is missing."""
+    rng = np.random.default_rng(1)
+    t = rng.standard_normal((60, D))
+    for d in range(1, D):
+        t[:, d] = 0.6 * t[:, d - 1] + 0.8 * t[:, d]
+    width = rng.uniform(0.05, 0.2, (60, 1)) * np.linspace(0.5, 2, D)
+    mask = rng.random(t.shape) < 0.02
+    residual, ivar = np.where(mask, 0, t * width), np.where(mask, 0, width**-2)
+    epoch = np.repeat([f"7000-{n}" for n in range(12)], 5)
+    return NoiseLibrary(residual.astype(np.float32), ivar.astype(np.float32), mask, epoch)
+
+
+def test_noise_metrics_compare_what_is_comparable(noise):
+    """Finite, JSON, over the observed pixels; a flow that is the pipeline's Gaussian scores as that."""
+    network = RobustNoiseNetwork(D, kernel=3, channels=8, hidden=4, components=1).requires_grad_(False)
+    network.log_scales.zero_()
+    train, test = noise.split("train"), noise.split("test")
+    metrics = robust_noise_metrics(network, train, test)
+    density = metrics["log_density_per_pixel"]
+    assert set(density) == {"flow", "pipeline_gaussian", "student_t", "ar3_gaussian"}
+    assert np.isfinite(list(density.values())).all()
+    assert density["flow"] == pytest.approx(density["pipeline_gaussian"], abs=1e-5)
+    assert density["ar3_gaussian"] > density["pipeline_gaussian"] + 0.15  # what AR(1) of 0.6 is worth: 0.22
+    assert metrics["terms_used"] == pytest.approx((~test.mask).mean())
+    assert set(metrics["epochs"]).isdisjoint(train.epoch)
+    assert json.loads(json.dumps(metrics)) == metrics
+
+
+def test_noise_metrics_leave_out_what_has_no_ivar(noise):
+    """Exposures without a pipeline variance are not scored, nor fitted to."""
+    network = RobustNoiseNetwork(D, kernel=3, channels=8, hidden=4).requires_grad_(False)
+    train, test = noise.split("train"), noise.split("test")
+    metrics = robust_noise_metrics(network, train, test)
+    blind = replace(test, ivar=0 * test.ivar, residual=100 * test.residual)
+    parts = zip(vars(test).values(), vars(blind).values(), strict=True)
+    both = NoiseLibrary(*(np.concatenate(pair) for pair in parts))
+    assert robust_noise_metrics(network, train, both) == metrics
+
+
+@pytest.mark.parametrize("name", ["stellar", "kang2021"])
+def test_recipes_come_back_from_json(name):
+    """Nothing is lost on the way; only one has a residual term."""
+    recipe = Recipe.named(name)
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert recipe.residual == (name == "stellar")
+    changed = replace(recipe, residual_term=replace(recipe.residual_term, components=7))
+    assert Recipe.from_dict(changed.to_dict()) == changed != recipe
+
+
+def test_noise_of_clean_spectra_is_the_stars():
+    """Above S/N 60, and in classes with few such stars; of others in proportion to what is beyond that."""
+    stars = replace(library(0), snr=np.where(np.arange(240) < 120, 120.0, 30.0).astype(np.float32))
+    generator = LinearGenerator()
+    residuals = fit_latents(generator, RoughEncoder(generator), stars, REFERENCE)
+    filled = filled_classes(stars)
+    assert not filled.any()
+    few = less_noise_of_the_clean(residuals, stars, filled)
+    assert (few.variance == 0).all()
+    many = less_noise_of_the_clean(residuals, stars, np.ones_like(filled))
+    assert (many.variance[:120] == 0).all()
+    torch.testing.assert_close(many.variance[120:], 0.75 * residuals.variance[120:])
