@@ -77,14 +77,18 @@ def denoise(
         list[Path], typer.Argument(metavar="FILE", help="Spectra: SDSS, BOSS, LAMOST, or text.")
     ],
     out: Out = Path("denoised"),
-    model: Annotated[str, typer.Option(help="A shipped model, or the folder of a bundle.")] = "kang2021",
+    model: Annotated[str, typer.Option(help="A shipped model, or the folder of a bundle.")] = "stellar",
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="map: the mode of the posterior. importance: its mean and standard deviation, by weighted "
-            "draws. nuts: the same by Hamiltonian Monte Carlo, slowly."
+            "draws. nuts: the same by Hamiltonian Monte Carlo, slowly. Without it map, or importance with "
+            "--uncertainty."
         ),
-    ] = "map",
+    ] = None,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Mean and standard deviation, not the mode alone.")
+    ] = False,
     exposures: Annotated[
         Exposures, typer.Option(help="What to read of an SDSS full file.")
     ] = Exposures.coadd,
@@ -105,10 +109,12 @@ def denoise(
 
     [bold]Example[/bold]: bayesspec denoise spec-*.fits -o out/ --figures
     """
+    from .inference.denoise import choose_method
     from .io.products import ProductWriter
     from .pipeline import denoise_files
     from .terminal import print_summary
 
+    chosen = choose_method(method, uncertainty)
     names = [str(file) for file in files]
     writer = ProductWriter(out, names, figures=figures, overwrite=overwrite)
     network = _load(model, device)
@@ -119,7 +125,7 @@ def denoise(
             names,
             writer,
             network,
-            method=method,
+            method=chosen,
             exposures=exposures.value,
             strict=strict,
             seed=seed,
@@ -137,7 +143,7 @@ def denoise(
 @app.command()
 def demo(
     out: Out = Path("bayesspec-demo"),
-    model: Annotated[str, typer.Option(help="A shipped model, or the folder of a bundle.")] = "kang2021",
+    model: Annotated[str, typer.Option(help="A shipped model, or the folder of a bundle.")] = "stellar",
     overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:
@@ -208,9 +214,7 @@ def train(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="BUNDLE", help="Folder of the new bundle.")],
-    recipe: Annotated[
-        str, typer.Option(help="Name of a shipped model, or a TOML or JSON file.")
-    ] = "kang2021",
+    recipe: Annotated[str, typer.Option(help="Name of a shipped model, or a TOML or JSON file.")] = "stellar",
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew instead of going on from the checkpoints.")
     ] = False,

@@ -11,7 +11,7 @@ import torch
 from astropy.io import fits
 from numpy.typing import NDArray
 
-from .distributions import NoiseFlow
+from .distributions import NoiseFlow, RobustNoiseFlow
 from .exceptions import BayesspecError
 from .grid import WavelengthGrid
 from .inference.result import Result
@@ -26,6 +26,9 @@ from .runtime import seeded
 __all__ = ["Demonstration", "example_star", "noisy_exposures", "run_demo", "to_sdss"]
 
 EXPOSURES = 3
+NOISE = 0.1
+"""Of an exposure, in units of the mean flux, at a typical wavelength."""
+
 FLUX = 20.0
 """Mean flux of the star, 1e-17 erg/s/cm2/Angstrom: bright for SDSS, where S/N 10 is that of fainter stars."""
 
@@ -129,8 +132,8 @@ def noisy_exposures(
     """
     wavelength = model.grid.wavelength
     with seeded(seed):
-        loc = torch.as_tensor(truth, dtype=torch.float32)
-        draws = NoiseFlow(loc, model.noise).sample((EXPOSURES + 256,)).numpy().astype(float)
+        flow = _noise(torch.as_tensor(truth, dtype=torch.float32), model)
+        draws = flow.sample((EXPOSURES + 256,)).numpy().astype(float)
     flux, sigma = draws[:EXPOSURES], np.std(draws[EXPOSURES:] - truth, axis=0)
     ivar, bits = np.tile(sigma**-2.0, (EXPOSURES, 1)), np.zeros(flux.shape, np.int32)
 
@@ -142,6 +145,13 @@ def noisy_exposures(
     gap = _between(wavelength, *GAP)
     flux[:, gap], ivar[:, gap], bits[:, gap] = 0.0, 0.0, 1 << SPPIXMASK["NODATA"]
     return flux, ivar, bits
+
+
+def _noise(loc: torch.Tensor, model: StellarModel) -> NoiseFlow | RobustNoiseFlow:
+    """Noise about a spectrum: of the model's own level, or of `NOISE` where it is told the level."""
+    if model.residual is None:
+        return NoiseFlow(loc, model.noise)
+    return RobustNoiseFlow(loc, model.noise, NOISE * model.noise.reference)
 
 
 def to_sdss(

@@ -140,6 +140,21 @@ def test_what_torch_and_inference_refuse_is_misuse(run, spectra, small_bundle, t
     assert option[1] in errors[0]
 
 
+def test_uncertainty_comes_with_the_products(run, spectra, small_bundle, tmp_path):
+    """With the flag the clean flux has a standard deviation, with `--method map` too there is an error."""
+    command = ("denoise", spectra[0], "--model", small_bundle)
+    assert run(*command, "-o", tmp_path / "mode")[0] == 0
+    assert run(*command, "-o", tmp_path / "mean", "--uncertainty")[0] == 0
+    mode, mean = (Table.read(tmp_path / out / "red.denoised.fits", hdu=1) for out in ("mode", "mean"))
+    assert set(mean.colnames) - set(mode.colnames) == {"FLUX_STD"}
+    assert (mode.meta["METHOD"], mean.meta["METHOD"]) == ("map", "importance")
+
+    status, rows, errors = run(*command, "-o", tmp_path / "none", "--uncertainty", "--method", "map")
+    assert (status, rows, len(errors)) == (2, [], 1)
+    assert "map is a point" in errors[0]
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(run, capsys, command):
     status, _, errors = run(command, "--help")

@@ -17,12 +17,8 @@ from .tables import all_tables
 
 __all__ = ["evaluate"]
 
-SAMPLED = {
-    True: ("plain", "interval", "high_snr", "one_arm"),
-    False: tuple(name for name in SETS if name != "gaps"),
-}
-"""The sets whose posteriors are drawn from too, quick or not: a gap of each width and place needs the mode
-alone."""
+SAMPLED = ("plain", "interval", "high_snr", "one_arm")
+"""The sets whose posteriors are drawn from too; of the others the modes are compared."""
 
 
 def evaluate(
@@ -71,7 +67,7 @@ def evaluate(
         rivals = _opponents(stars, exposures, model.grid, out / "baselines", seed, quick, progress)
 
     methods: dict[str, list[Method]] = {
-        name: [mode, *([draws] if name in SAMPLED[quick] else []), *rivals] for name in SETS
+        name: [mode, *([draws] if name in SAMPLED else []), *rivals] for name in SETS
     }
     found = run_benchmark(sets, methods, out, progress=progress)
     facts = provenance(

@@ -14,10 +14,10 @@ from bayesspec.data.library import StarLibrary
 from bayesspec.data.noise import NoiseLibrary
 from bayesspec.nn import RobustNoiseNetwork
 from bayesspec.nn.generator import forward_jacobian
-from bayesspec.training.metrics import robust_noise_metrics
-from bayesspec.training.recipe import Recipe
 from bayesspec.training.clean import filled_classes, fit_latents, less_noise_of_the_clean, without_junk
 from bayesspec.training.inflation import _ratio
+from bayesspec.training.metrics import robust_noise_metrics
+from bayesspec.training.recipe import Recipe
 from bayesspec.training.residual import ResidualRecipe, fit_residual
 
 D = 128
