@@ -121,7 +121,7 @@ def test_a_line_where_stars_have_lines_is_the_star_s(toy_stellar, toy_stellar_ba
         discrepancy_posterior(model, replace(batch, flux=flux), latents, scale).mean[0, 50]
         for model in (toy_stellar, with_wide_pixels(toy_stellar))
     ]
-    assert spectra[0] < 0.3
+    assert spectra[0] < 0.5
     assert spectra[1] > 1.4
 
 
