@@ -39,7 +39,7 @@ def published_layers() -> list[Layer]:
     The package itself is not imported: it would start TensorFlow. It is licensed MIT.
 
     References:
-        | Mallarapu 2019, xseer 0.8 (https://pypi.org/project/xseer)
+        | Mallarapu 2019, xseer 0.8, on PyPI
 
     Raises:
         BayesspecError: if it is not installed, or its weights are not what version 0.8 has.
