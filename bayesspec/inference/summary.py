@@ -124,6 +124,8 @@ def posterior_columns(
     centre = torch.einsum("ns,nsl->nl", weight, latents)
     scale = torch.einsum("ns,nse->ne", weight, log_scale.exp())
     beneath = discrepancy_posterior(model, batch, centre, scale)
+    # Properties, each of all stars: asked once.
+    e_mean, e_share, e_std = (None,) * 3 if beneath is None else (beneath.mean, beneath.share, beneath.std)
     mean, std = [], []
     for n, (points, scales, w) in enumerate(zip(latents, log_scale, weight, strict=True)):
         unit = _unit_flux(batch.select([n]), scales.exp())
@@ -135,11 +137,8 @@ def posterior_columns(
             total, square = total + part @ away, square + part @ away.square()
         variance = (square - total.square()).clamp_min(0)
         if beneath is not None:
-            rest = 1 - beneath.share[n]
-            total, variance = (
-                beneath.mean[n] + rest * total,
-                rest.square() * variance + beneath.std[n].square(),
-            )
+            rest = 1 - e_share[n]
+            total, variance = e_mean[n] + rest * total, rest.square() * variance + e_std[n].square()
         mean.append(offset + total)
         std.append(variance.sqrt())
 

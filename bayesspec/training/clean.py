@@ -21,6 +21,7 @@ __all__ = [
     "filled_classes",
     "fit_latents",
     "less_noise_of_the_clean",
+    "smooth",
     "without_junk",
 ]
 
@@ -130,3 +131,9 @@ def less_noise_of_the_clean(residuals: Residuals, stars: StarLibrary, filled: ND
     share = np.where(filled[stars.klass], 1 - np.square(stars.snr / CLEAN_SNR), 0).clip(0, 1)
     kept = torch.as_tensor(share, dtype=residuals.variance.dtype)[:, None]
     return replace(residuals, variance=kept * residuals.variance)
+
+
+def smooth(power: Tensor, width: int) -> Tensor:
+    """Rows (..., D) averaged over so many pixels."""
+    padded = torch.nn.functional.pad(power[:, None], (width // 2, width // 2), mode="replicate")
+    return torch.nn.functional.avg_pool1d(padded, width, 1)[:, 0]

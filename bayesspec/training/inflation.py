@@ -14,7 +14,7 @@ from bayesspec.nn import ResidualTerm
 from bayesspec.nn.residual import WIDTHS
 from bayesspec.noise_level import NORMAL_MEDIAN
 
-from .clean import Residuals
+from .clean import Residuals, smooth
 
 __all__ = ["inflated", "size_spread", "wide_shares"]
 
@@ -60,6 +60,7 @@ class Posterior(NamedTuple):
 
 
 def posterior(term: ResidualTerm, residuals: Residuals, size: Tensor | None = None) -> Posterior:
+    """What residuals say of w, given the size h, (N, 1), or at the usual one."""
     size = residuals.z.new_zeros(len(residuals.z), 1) if size is None else size
     tau_square = term.discrepancy(residuals.z, size).square()
     variance = tau_square + residuals.variance
@@ -155,7 +156,6 @@ def wide_shares(term: ResidualTerm, residuals: Residuals, weights: Tensor, itera
     for _ in range(iterations):
         whose = (density + share.log()[:, None]).softmax(0)
         share = (whose * say).sum(1) / say.sum(0).clamp_min(1e-12)
-        padded = torch.nn.functional.pad(share[None], (SMOOTH // 2, SMOOTH // 2), mode="replicate")
-        share = torch.nn.functional.avg_pool1d(padded, SMOOTH, 1)[0].maximum(least)
+        share = smooth(share, SMOOTH).maximum(least)
         share = share / share.sum(0)
     return share

@@ -20,6 +20,7 @@ from .clean import (
     filled_classes,
     fit_latents,
     less_noise_of_the_clean,
+    smooth,
     without_junk,
 )
 from .inflation import inflated, size_spread, wide_shares
@@ -190,13 +191,13 @@ def _fit_anchors(
     observed = (~residuals.mask).float()
     beneath = torch.where(residuals.mask, 0.0, residuals.flux - coefficients @ term.basis)
     power = (beneath.square() - residuals.variance) * observed
-    local = _smooth((say @ power) / (say @ observed).clamp_min(1e-9), SMOOTH).clamp_min(0)
-    local = (local + _smooth(left_out, SMOOTH)).clamp_min(LEAST_VARIANCE)
+    local = smooth((say @ power) / (say @ observed).clamp_min(1e-9), SMOOTH).clamp_min(0)
+    local = (local + smooth(left_out, SMOOTH)).clamp_min(LEAST_VARIANCE)
     every = weights.mean(0)
     whole = (every @ power) / (every @ observed).clamp_min(1e-9) + left_out.mean(0)
-    whole = _smooth(whole[None], SMOOTH_ALL)[0].clamp_min(LEAST_VARIANCE)
+    whole = smooth(whole[None], SMOOTH_ALL)[0].clamp_min(LEAST_VARIANCE)
     term.log_discrepancy.copy_(0.5 * whole.log())
-    ratio = 0.5 * (local.log() - _smooth(whole[None], SMOOTH).log())
+    ratio = 0.5 * (local.log() - smooth(whole[None], SMOOTH).log())
     term.log_bands.copy_(torch.linalg.lstsq(term.interpolation.T, ratio.T).solution.T)
 
 
@@ -236,9 +237,3 @@ def _aligned(factors: Tensor, covariances: Tensor) -> Tensor:
     common = (vectors * values.clamp_min(0).sqrt())[:, -factors.shape[-1] :]
     left, _, right = torch.linalg.svd(factors.mT @ common)
     return factors @ (left @ right)
-
-
-def _smooth(power: Tensor, width: int) -> Tensor:
-    """Rows (..., D) averaged over so many pixels."""
-    padded = torch.nn.functional.pad(power[:, None], (width // 2, width // 2), mode="replicate")
-    return torch.nn.functional.avg_pool1d(padded, width, 1)[:, 0]
