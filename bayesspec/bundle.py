@@ -65,7 +65,10 @@ def load_model(name: str | Path, *, device: torch.device | str = "cpu") -> Stell
             card["classes"],
             Encoder(**architecture["encoder"]),
             Generator(**architecture["generator"]),
-            LatentPrior(*(tensors[f"prior.{part}"] for part in ("centres", "log_weights", "bandwidth"))),
+            LatentPrior(
+                *(tensors[f"prior.{part}"] for part in ("centres", "log_weights", "bandwidth")),
+                **architecture.get("prior", {}),  # a card that does not say has round kernels
+            ),
             noise(**architecture["noise"]),
             card,
             None if residual is None else ResidualTerm(**residual),
@@ -123,6 +126,7 @@ def save_model(
     weights = save({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()})
     parts = {"encoder": model.encoder, "generator": model.generator, "noise": model.noise}
     parts |= {} if model.residual is None else {"residual": model.residual}
+    parts |= {"prior": model.prior} if model.prior.config["neighbours"] else {}
     full = {
         "name": path.name,
         **card,

@@ -254,6 +254,10 @@ def evaluate(
         "evaluation"
     ),
     quick: Annotated[bool, typer.Option("--quick", help="A few stars of each class: minutes.")] = False,
+    sweep: Annotated[
+        int | None,
+        typer.Option(min=1, help="Stars of each class that are taken under several conditions, instead of 12."),
+    ] = None,
     baselines: Annotated[
         bool, typer.Option(help="Train and run the opponents too: autoencoder, PCA, wavelets.")
     ] = True,
@@ -271,9 +275,8 @@ def evaluate(
 
     network = _load(model, "cpu")
     tty = sys.stderr.isatty()
-    report = run(
-        network, library, _expand(noise), out, quick=quick, baselines=baselines, seed=seed, progress=tty
-    )
+    options = {"quick": quick, "sweep": sweep, "baselines": baselines, "seed": seed, "progress": tty}
+    report = run(network, library, _expand(noise), out, **options)
     typer.echo(report)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,15 @@ SHARED = Path(
 def shared_files(pattern: str) -> list[Path]:
     """Development spectra that match, for parametrising; empty where they are absent."""
     return sorted(SHARED.glob(pattern))
+
+
+def pytest_configure() -> None:
+    """Where pytest has a process for each core, each computes on one thread, and so do its subprocesses."""
+    if "PYTEST_XDIST_WORKER" in os.environ and find_spec("torch"):
+        import torch
+
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -192,6 +202,7 @@ def toy_stellar(toy_model):
         residual = _smooth_residual(toy_model.latent_dim)
         residual.factor += 0.1 * torch.randn_like(residual.factor)
         residual.offset.normal_(std=0.1)
+        residual.slope.normal_(std=0.1)
         residual.log_bands.normal_(std=0.3)
     parts = toy_model.encoder, toy_model.generator, toy_model.prior, noise, {"name": "toy stellar"}
     return StellarModel(toy_model.grid, toy_model.classes, *parts, residual=residual)

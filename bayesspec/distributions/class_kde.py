@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
@@ -15,22 +16,36 @@ from torch.distributions import constraints
 _CPU_BLOCK, _BLOCK = 2**18, 2**25
 
 
-def class_log_density(z: Tensor, centres: Tensor, log_weights: Tensor, bandwidth: Tensor) -> Tensor:
+def class_log_density(
+    z: Tensor, centres: Tensor, log_weights: Tensor, bandwidth: Tensor, precision_tril: Tensor | None = None
+) -> Tensor:
     """Log-density of latents (..., L) under the kernel density of every class, shape (..., n_class).
 
     Distances are sums of squared differences, one latent dimension at a time. The matrix-product form
     z^2 - 2 z.c + c^2 would cancel most of float32's digits where the classes are far apart in bandwidths.
     """
     latent = z.shape[-1]
-    half_precision = 0.5 * bandwidth.reshape(len(centres), -1).expand(-1, latent) ** -2
-    log_norm = 0.5 * (half_precision.log() - math.log(math.pi)).sum(-1)
+    precision = bandwidth.reshape(len(centres), -1).expand(-1, latent).reciprocal()
+    log_norm = precision.log().sum(-1) - 0.5 * latent * math.log(2 * math.pi)
     columns = [column.contiguous() for column in centres.unbind(-1)]
+    if precision_tril is not None:
+        log_weights = log_weights + precision_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    def white(offsets: list[Tensor], j: int) -> Tensor:
+        if precision_tril is None:
+            return offsets[j]
+        total = offsets[j] * precision_tril[..., j, j]
+        for i in range(j + 1, latent):
+            total = torch.addcmul(total, offsets[i], precision_tril[..., i, j])
+        return total
 
     def block_log_density(block: Tensor) -> Tensor:
         exponent = log_weights
-        for d, column in enumerate(columns):
-            offset = block[:, d, None, None] - column
-            exponent = torch.addcmul(exponent, offset.square(), half_precision[:, d, None], value=-1.0)
+        offsets = [
+            (block[:, d, None, None] - column) * precision[:, d, None] for d, column in enumerate(columns)
+        ]
+        for j in range(latent):
+            exponent = torch.addcmul(exponent, (offset := white(offsets, j)), offset, value=-0.5)
         return exponent.logsumexp(-1) + log_norm
 
     kernels = _CPU_BLOCK if z.device.type == "cpu" else _BLOCK
@@ -38,10 +53,45 @@ def class_log_density(z: Tensor, centres: Tensor, log_weights: Tensor, bandwidth
     return torch.cat([block_log_density(block) for block in blocks]).reshape(*z.shape[:-1], len(centres))
 
 
+def neighbour_precision(
+    centres: Tensor, log_weights: Tensor, bandwidth: Tensor, neighbours: int, stretch: float
+) -> Tensor:
+    r"""Shapes of kernels that lie as their neighbours do, for `ClassKDE`'s `precision_tril`.
+
+    The covariance of a kernel is :math:`h_C^2 + \eta^2 S`, where S is the covariance of the centres nearest
+    to its own in its class: a sequence of stars, or a plane, has kernels that are long in it and thin across.
+
+    Arguments:
+        centres: Shape (n_class, M, L).
+        log_weights: Shape (n_class, M), -inf where padded.
+        bandwidth: h, shape (n_class,) or (n_class, L).
+        neighbours: How many of them, itself included; of smaller classes all.
+        stretch: :math:`\eta`.
+
+    Returns:
+        Lower Cholesky factors of the kernels' precisions, in units of the bandwidth, (n_class, M, L, L).
+    """
+    latent = centres.shape[-1]
+    identity = torch.eye(latent, dtype=torch.float64, device=centres.device)
+    factors = identity.repeat(*log_weights.shape, 1, 1)
+    units = bandwidth.reshape(len(centres), -1).expand(-1, latent)
+    for factor, points, real, unit in zip(factors, centres, log_weights > -torch.inf, units, strict=True):
+        own = (points[real] / unit).double()
+        nearest = torch.cdist(own, own).topk(min(neighbours, len(own)), largest=False).indices
+        away = own[nearest] - own[nearest].mean(1, keepdim=True)
+        covariance = identity + stretch**2 * away.mT @ away / max(1, nearest.shape[-1] - 1)
+        factor[real] = torch.linalg.cholesky(torch.linalg.inv(covariance))
+    # Each of its columns lies together in memory.
+    return factors.to(centres).permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
+
+
 class ClassKDE(TorchDistribution):
     r"""Distribution of the latent z of a star given its class C, one Gaussian kernel density per class.
 
     .. math:: p(z | C) = \sum_m w_{Cm} \, \mathcal{N}(z | c_{Cm}, \mathrm{diag}(h_C^2))
+
+    Kernels may have shapes of their own: with `precision_tril`, P, the covariance is :math:`(P P^T)^{-1}` in
+    units of the bandwidth.
 
     The density of every class is computed once for each z and then picked by class, so that an enumerated
     class costs no more than a single one.
@@ -56,6 +106,8 @@ class ClassKDE(TorchDistribution):
         log_weights: The logarithms of their weights, shape (n_class, M), -inf where padded; the weights of
             each class sum to one.
         bandwidth: The kernels' standard deviation, positive, shape (n_class,) or (n_class, L).
+        precision_tril: Lower Cholesky factors of the kernels' precisions in units of the bandwidth, shape
+            (n_class, M, L, L). None: all round.
 
     Raises:
         ValueError: If shapes do not fit or, under validation, an argument or a value is out of its range.
@@ -87,12 +139,14 @@ class ClassKDE(TorchDistribution):
         centres: Tensor,
         log_weights: Tensor,
         bandwidth: Tensor,
+        precision_tril: Tensor | None = None,
         validate_args: bool | None = None,
     ):
         self.klass = klass
         self.centres = centres
         self.log_weights = log_weights
         self.bandwidth = bandwidth
+        self.precision_tril = precision_tril
 
         if klass.is_floating_point() or klass.dtype == torch.bool:
             raise ValueError(f"klass must be an integer tensor, not {klass.dtype}")
@@ -103,6 +157,11 @@ class ClassKDE(TorchDistribution):
             )
         if bandwidth.shape not in (centres.shape[:1], centres.shape[::2]):
             raise ValueError(f"bandwidth must be (n_class,) or (n_class, L), not {tuple(bandwidth.shape)}")
+        wanted = (*centres.shape, centres.shape[-1])
+        if precision_tril is not None and precision_tril.shape != wanted:
+            raise ValueError(
+                f"precision_tril must be (n_class, M, L, L), {wanted}, not {tuple(precision_tril.shape)}"
+            )
 
         super().__init__(klass.shape, centres.shape[-1:], validate_args=validate_args)
         if self._validate_args:
@@ -112,14 +171,17 @@ class ClassKDE(TorchDistribution):
         """The same distribution with a larger batch shape."""
         new = self._get_checked_instance(ClassKDE, _instance)
         new.klass = self.klass.expand(batch_shape)
-        new.centres, new.log_weights, new.bandwidth = self.centres, self.log_weights, self.bandwidth
+        for name in ("centres", "log_weights", "bandwidth", "precision_tril"):
+            setattr(new, name, getattr(self, name))
         super(ClassKDE, new).__init__(new.klass.shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
     def log_prob_all(self, value: Tensor) -> Tensor:
         """Log-density of latents (..., L) in every class, whatever `klass` is, shape (..., n_class)."""
-        return class_log_density(value, self.centres, self.log_weights, self.bandwidth)
+        return class_log_density(
+            value, self.centres, self.log_weights, self.bandwidth, self.precision_tril
+        )
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of latents (..., L) in their class, shape (...)."""
@@ -146,7 +208,11 @@ class ClassKDE(TorchDistribution):
 
         centre = self.centres.reshape(n_class * size, latent)[index]
         bandwidth = self.bandwidth.reshape(n_class, -1).expand(-1, latent)[klass]
-        return centre + bandwidth * torch.randn_like(centre)
+        noise = torch.randn_like(centre)
+        if self.precision_tril is not None:
+            factor = self.precision_tril.reshape(n_class * size, latent, latent)[index]
+            noise = torch.linalg.solve_triangular(factor.mT, noise[..., None], upper=True)[..., 0]
+        return centre + bandwidth * noise
 
     def _validate_classes(self) -> None:
         n_class = len(self.centres)
@@ -154,6 +220,10 @@ class ClassKDE(TorchDistribution):
             raise ValueError(
                 f"klass must be below the number of classes, {n_class}, not {int(self.klass.max())}"
             )
+
+        factors = self.precision_tril
+        if factors is not None and not constraints.lower_cholesky.check(factors).all():
+            raise ValueError("precision_tril must be lower triangular with a positive diagonal")
 
         total = self.log_weights.exp().sum(-1)
         if not ((total - 1).abs() < 1e-3).all():  # NaN is caught too
@@ -167,6 +237,8 @@ class LatentPrior(nn.Module):
         centres: The kernels' centres, shape (n_class, M, L), finite also where padded.
         log_weights: The logarithms of their weights, shape (n_class, M), -inf where padded.
         bandwidth: The kernels' standard deviation, shape (n_class,) or (n_class, L).
+        neighbours: Of how many centres a kernel takes its shape, see `neighbour_precision`; 0: all are round.
+        stretch: How far it is stretched along them.
 
     Example:
         >>> prior = LatentPrior.from_classes([torch.randn(40, 3), torch.randn(5, 3)], bandwidths=[0.2, 0.4])
@@ -176,13 +248,23 @@ class LatentPrior(nn.Module):
         torch.Size([3, 3])
     """
 
-    def __init__(self, centres: Tensor, log_weights: Tensor, bandwidth: Tensor):
+    def __init__(
+        self,
+        centres: Tensor,
+        log_weights: Tensor,
+        bandwidth: Tensor,
+        neighbours: int = 0,
+        stretch: float = 0.6,
+    ):
         super().__init__()
         ClassKDE(torch.arange(len(centres)), centres, log_weights, bandwidth)
 
+        self.config = {"neighbours": neighbours, "stretch": stretch}
         self.register_buffer("centres", centres)
         self.register_buffer("log_weights", log_weights)
         self.register_buffer("bandwidth", bandwidth)
+        shapes = neighbour_precision(centres, log_weights, bandwidth, **self.config) if neighbours else None
+        self.register_buffer("precision_tril", shapes, persistent=False)
 
     @classmethod
     def from_classes(
@@ -190,6 +272,7 @@ class LatentPrior(nn.Module):
         latents: Sequence[ArrayLike],
         bandwidths: ArrayLike,
         weights: Sequence[ArrayLike] | None = None,
+        **kernels: Any,
     ) -> LatentPrior:
         """Build the prior from the latents of each class, padded to the largest.
 
@@ -198,6 +281,7 @@ class LatentPrior(nn.Module):
             bandwidths: The kernels' standard deviation, shape (n_class,) or (n_class, L).
             weights: For each class the weights of its stars, shape (m_c,), not negative, not all zero, in any
                 normalisation. None for equal weights.
+            **kernels: `neighbours` and `stretch`.
 
         Raises:
             ValueError: If a class is empty, shapes do not fit or a number is out of its range.
@@ -221,12 +305,18 @@ class LatentPrior(nn.Module):
                 raise ValueError(f"weights of class {c} must be {len(points)} numbers that are not negative")
             centres[c, : len(points)] = points
             log_weights[c, : len(points)] = (weight / weight.sum()).log()
-        return cls(centres, log_weights, torch.as_tensor(bandwidths, dtype=dtype))
+        return cls(centres, log_weights, torch.as_tensor(bandwidths, dtype=dtype), **kernels)
 
     def forward(self, klass: Tensor) -> ClassKDE:
         """The distribution of the latents given classes, integer (...): batch shape (...)."""
-        return ClassKDE(klass, self.centres, self.log_weights, self.bandwidth)
+        return ClassKDE(klass, self.centres, self.log_weights, self.bandwidth, self.precision_tril)
+
+    def of_class(self, k: int, batch_shape: Size = Size()) -> ClassKDE:
+        """The distribution of one class alone, that does no other's work."""
+        arguments = self.centres, self.log_weights, self.bandwidth, self.precision_tril
+        own = (None if part is None else part[k : k + 1] for part in arguments)
+        return ClassKDE(torch.zeros(batch_shape, dtype=torch.long, device=self.centres.device), *own)
 
     def log_prob_all(self, z: Tensor) -> Tensor:
         """Log-density of latents (..., L) in every class, shape (..., n_class)."""
-        return class_log_density(z, self.centres, self.log_weights, self.bandwidth)
+        return class_log_density(z, self.centres, self.log_weights, self.bandwidth, self.precision_tril)

@@ -148,6 +148,7 @@ def _without(model: StellarModel, *parts: str) -> StellarModel:
     with torch.no_grad():
         if "basis" in parts:
             residual.offset.zero_()
+            residual.slope.zero_()
             residual.factor.zero_()
         if "discrepancy" in parts:
             residual.log_discrepancy += GONE

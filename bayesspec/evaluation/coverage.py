@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LEVELS", "Coverage", "interval_coverage"]
+__all__ = ["LEVELS", "Coverage", "interval_coverage", "pixel_coverage"]
 
 LEVELS = (0.50, 0.68, 0.90, 0.95)
 """Shares of the posterior that a central interval holds."""
@@ -55,13 +55,25 @@ def interval_coverage(
     good = ~np.asarray(mask, dtype=bool)
     if not good.any():
         return Coverage(np.zeros(len(levels)), np.zeros(len(levels)))
-    draws = np.asarray(draws, float)[:, good]
+    noise = None if variance is None else variance[good]
+    inside, width = pixel_coverage(draws[:, good], truth[good], variance=noise, levels=levels, seed=seed)
+    return Coverage(inside.mean(-1), width.mean(-1))
+
+
+def pixel_coverage(
+    draws: NDArray,
+    truth: NDArray,
+    *,
+    variance: NDArray | None = None,
+    levels: tuple[float, ...] = LEVELS,
+    seed: int = 0,
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """The same pixel by pixel: whether the truth is inside, and how wide the interval is, each (levels, D)."""
+    draws = np.asarray(draws, float)
     if variance is not None:
-        rng = np.random.default_rng(seed)
-        draws = draws + np.sqrt(variance[good]) * rng.standard_normal(draws.shape)
+        draws = draws + np.sqrt(variance) * np.random.default_rng(seed).standard_normal(draws.shape)
     tails = np.array([(1 - level) / 2 for level in levels])
     # All ends at once: sorting is what costs.
     ends = np.quantile(draws, np.concatenate([tails, 1 - tails]), axis=0)
     lower, upper = ends[: len(levels)], ends[len(levels) :]
-    inside = (truth[good] >= lower) & (truth[good] <= upper)
-    return Coverage(inside.mean(-1), (upper - lower).mean(-1))
+    return (truth >= lower) & (truth <= upper), upper - lower

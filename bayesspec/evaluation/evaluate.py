@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bayesspec.data.benchmark import SETS, BenchmarkRecipe, build_sets
@@ -17,7 +18,7 @@ from .tables import all_tables
 
 __all__ = ["evaluate"]
 
-SAMPLED = ("plain", "interval", "high_snr", "one_arm")
+SAMPLED = ("plain", "interval", "der_snr", "high_snr", "one_arm")
 """The sets whose posteriors are drawn from too; of the others the modes are compared."""
 
 
@@ -28,6 +29,7 @@ def evaluate(
     out: str | Path,
     *,
     quick: bool = False,
+    sweep: int | None = None,
     baselines: bool = True,
     seed: int = 2021,
     progress: bool = False,
@@ -45,6 +47,7 @@ def evaluate(
         noise: Spec files with individual exposures, see `NoiseLibrary.from_files`.
         out: Folder of the report, its tables and figures, the scores, and the fitted opponents.
         quick: A few stars of each class, and opponents that are trained for a minute.
+        sweep: Stars of each class in the sets that take each under several conditions; None: as the recipe has.
         baselines: Fit the opponents too, on training stars and nights, and run them.
         seed: Of everything random.
         progress: Show bars on stderr.
@@ -60,6 +63,8 @@ def evaluate(
     stars = StarLibrary.read(library, model.grid)
     exposures = NoiseLibrary.from_files(noise, model.grid)
     recipe = BenchmarkRecipe.quick(seed) if quick else BenchmarkRecipe(seed=seed)
+    if sweep is not None:
+        recipe = replace(recipe, sweep_per_class=sweep)
     mode, draws = Bayes(model, "map", seed), Bayes(model, "importance", seed)
     sets = list(build_sets(stars, exposures, model.grid, recipe))
     rivals = []

@@ -10,7 +10,7 @@ from bayesspec.data.library import CLASSES
 from bayesspec.inference.result import Result
 from bayesspec.inference.summary import flux_draws
 
-from .coverage import interval_coverage
+from .coverage import interval_coverage, pixel_coverage
 from .der_snr import der_snr
 from .lines import LINES, equivalent_width
 from .losses import clean_variance, squared_loss
@@ -72,22 +72,22 @@ def class_scores(result: Result) -> Scores:
 def interval_scores(data: BenchmarkSet, result: Result) -> Scores:
     """Coverage and width of the posterior's intervals at `LEVELS`, each (N, levels).
 
-    `coverage` is of the star, with the truth's own noise counted against it; `coverage_measured` of the truth
-    as it was measured, see `interval_coverage`.
+    `coverage` is of the star, with the truth's own noise counted against it; `coverage_missing` of the pixels
+    that no exposure has, 0 where there are none; `coverage_measured` of the truth as it was measured, see
+    `interval_coverage`.
     """
-    rows = []
+    names = "coverage", "coverage_missing", "width", "coverage_measured"
+    seen, rows = (~data.mask).any(-2), []
     for n, star in enumerate(result):
-        draws = flux_draws(star, DRAWS)
-        ivar = data.truth_ivar[n]
+        draws, ivar, good = flux_draws(star, DRAWS), data.truth_ivar[n], ~data.truth_mask[n]
+        inside, width = pixel_coverage(draws, data.truth[n])
+        missing = good & ~seen[n]
+        hidden = inside[:, missing].mean(-1) if missing.any() else np.zeros(len(inside))
         variance = np.divide(1.0, ivar, out=np.zeros(ivar.shape), where=ivar > 0)
-        about = draws, data.truth[n], data.truth_mask[n]
-        star_only, measured = interval_coverage(*about), interval_coverage(*about, variance=variance)
-        rows.append((star_only.share, measured.share, star_only.width))
-    coverage, measured, width = (np.stack(column) for column in zip(*rows, strict=True))
+        measured = interval_coverage(draws, data.truth[n], data.truth_mask[n], variance=variance).share
+        rows.append((inside[:, good].mean(-1), hidden, width[:, good].mean(-1), measured))
     return {
-        "coverage": coverage,
-        "coverage_measured": measured,
-        "width": width,
+        **{name: np.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)},
         **{k: v for k, v in result.draws.diagnostics.items() if k in ("pareto_k", "ess_bulk")},
     }
 

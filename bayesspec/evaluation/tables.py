@@ -27,6 +27,9 @@ CONDITIONS = {
 }
 """What the spectra of a set are told apart by; of other sets all are alike."""
 
+COMPLETE = 0.98
+"""Share of pixels observed from which on a spectrum has no gap to speak of."""
+
 ALL = "all"
 
 AUTOENCODER = "autoencoder"
@@ -120,7 +123,9 @@ def _coverage(found: Found) -> Iterator[dict[str, Any]]:
                     row = {**group, "method": method, "level": level}
                     for name in ("coverage", "coverage_measured", "width"):
                         row |= _interval(name, mean(scores[name][rows, k]))
-                    yield row
+                    gaps = rows & (scored.scores[INPUT]["observed"] < COMPLETE)
+                    hidden = scores["coverage_missing"][gaps, k]
+                    yield {**row, "gaps": len(hidden), "coverage_missing": hidden.mean() if len(hidden) else 0.0}
 
 
 def _classes(found: Found) -> Iterator[dict[str, Any]]:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Size, Tensor
 
-from bayesspec.distributions import ClassKDE, NoiseFlow, RobustNoiseFlow
+from bayesspec.distributions import NoiseFlow, RobustNoiseFlow
 from bayesspec.model import StellarModel
 from bayesspec.observation import ObservationBatch
 from bayesspec.runtime import seeded
@@ -55,17 +55,10 @@ class PriorTail:
         self.prior = prior = model.prior
         with seeded(seed):
             every = torch.arange(len(model.classes), device=model.class_logits.device)
-            of_class = self.prior(every)
-            drawn = of_class.sample((draws,)).unbind(1)
+            drawn = prior(every).sample((draws,)).unbind(1)
             size = torch.randn(draws, min(1, model.residual_dim), device=every.device)
         # Each class by itself: the density of all classes at once would be asked for every class's draws.
-        first = torch.zeros(draws, dtype=torch.long, device=every.device)
-        density = [
-            ClassKDE(
-                first, *(part[k : k + 1] for part in (prior.centres, prior.log_weights, prior.bandwidth))
-            )
-            for k in range(len(drawn))
-        ]
+        density = [prior.of_class(k, Size([draws])) for k in range(len(drawn))]
         self.sorted = torch.stack(
             [(own.log_prob(z) + _log_size(size)).sort().values for own, z in zip(density, drawn, strict=True)]
         )

@@ -18,6 +18,9 @@ LOG_RANGE = 4.0
 FALL = 4.0
 """How steeply an anchor's say falls with distance: as its square to the power of minus this."""
 
+FARTHEST = 4.0
+"""So many widths from an anchor and beyond, what it says of the mean is no longer extrapolated."""
+
 
 class ResidualTerm(nn.Module):
     r"""The residual of a star beyond G(z): :math:`B\,(m(z) + e^{\varsigma h} \Lambda(z)\,w) + e`.
@@ -26,8 +29,9 @@ class ResidualTerm(nn.Module):
     together, is another thing for every kind of star: an M dwarf's molecular bands are worse described than a
     white dwarf's continuum. So the mean :math:`m(z)`, the P x R factor :math:`\Lambda(z)` of the covariance,
     and the discrepancy of single pixels that they leave, :math:`e_d \sim \mathcal{N}(0, e^{2 \varsigma h}
-    \tau_d(z)^2)`, are local: each is interpolated between J anchors in the space of z. w is standard normal.
-    A star that is like no other of its kind is told by h, standard normal: all its residuals are larger.
+    \tau_d(z)^2)`, are local: each is interpolated between J anchors in the space of z, the mean as a linear
+    function of z around each. w is standard normal. A star that is like no other of its kind is told by h,
+    standard normal: all its residuals are larger.
 
     Where e is put back after the fit, a few pixels have one that is several times as large: `share` says how
     often, pixel by pixel, for each of `WIDTHS`. An emission line that no pattern has is no cosmic ray.
@@ -53,9 +57,9 @@ class ResidualTerm(nn.Module):
         self,
         latent_dim: int = 6,
         size: int = 2048,
-        patterns: int = 160,
+        patterns: int = 192,
         components: int = 40,
-        anchors: int = 48,
+        anchors: int = 80,
         bands: int = 64,
     ) -> None:
         super().__init__()
@@ -68,12 +72,14 @@ class ResidualTerm(nn.Module):
             "bands": bands,
         }
         self.components = components
-        self.register_buffer("basis", torch.zeros(patterns, size))
+        # What is many numbers and of no use to more than three digits is kept in half precision.
+        half = torch.float16
+        self.register_buffer("basis", torch.zeros(patterns, size, dtype=half))
         self.register_buffer("anchors", torch.zeros(anchors, latent_dim))
         self.register_buffer("width", torch.tensor(0.1))
         self.register_buffer("offset", torch.zeros(anchors, patterns))
-        # In half precision: it is the larger part of the term, and of no use to three digits.
-        self.register_buffer("factor", torch.zeros(anchors, patterns, components, dtype=torch.float16))
+        self.register_buffer("slope", torch.zeros(anchors, latent_dim, patterns, dtype=half))
+        self.register_buffer("factor", torch.zeros(anchors, patterns, components, dtype=half))
         self.register_buffer("log_discrepancy", torch.full((size,), -4.0))
         self.register_buffer("log_bands", torch.zeros(anchors, bands))
         self.register_buffer("share", torch.tensor([1.0, 0, 0, 0])[:, None].repeat(1, size))
@@ -91,13 +97,12 @@ class ResidualTerm(nn.Module):
         anchors, patterns, _ = self.factor.shape
         factor = self.factor.to(w.dtype).reshape(anchors * patterns, -1)
         each = (w @ factor.T).unflatten(-1, (anchors, patterns))
-        coefficients = (near[..., None] * (self.offset + each)).sum(-2)
-        return coefficients @ self.basis
+        return ((near[..., None] * each).sum(-2) + self.local_offset(z)) @ self.basis.to(w.dtype)
 
     def jacobian(self, z: Tensor, hw: Tensor) -> Tensor:
         """Its derivatives by (h, w), (..., D, R + 1)."""
         scaled = self.local_factor(z) * self.log_size(hw[..., :1]).exp()[..., None]
-        by_w = self.basis.T @ scaled
+        by_w = self.basis.T.to(scaled.dtype) @ scaled
         by_h = self.growth(hw)[..., None] * (by_w @ hw[..., 1:, None])[..., 0]
         return torch.cat([by_h[..., None], by_w], dim=-1)
 
@@ -108,7 +113,15 @@ class ResidualTerm(nn.Module):
 
     def local_offset(self, z: Tensor) -> Tensor:
         """Mean of the patterns' coefficients, (..., P), among stars like z (..., L)."""
-        return self.near(z) @ self.offset
+        near, slope = self.near(z), self.slope.to(z.dtype)
+        moved = (near[..., None] * self.away(z)).flatten(-2) @ slope.flatten(0, 1)
+        return near @ self.offset + moved
+
+    def away(self, z: Tensor) -> Tensor:
+        """How far from each anchor, (..., J, L): never farther than `FARTHEST` widths."""
+        offset = z[..., None, :] - self.anchors
+        square = offset.square().sum(-1, keepdim=True) / (FARTHEST * self.width).square()
+        return offset * (1 + square).rsqrt()
 
     def local_factor(self, z: Tensor) -> Tensor:
         """Factor of their covariance, (..., P, R), at the usual size."""

@@ -65,13 +65,14 @@ def posterior(term: ResidualTerm, residuals: Residuals, size: Tensor | None = No
     tau_square = term.discrepancy(residuals.z, size).square()
     variance = tau_square + residuals.variance
     weight = torch.where(residuals.mask, 0.0, 1 / variance)
-    usual = term.local_offset(residuals.z) @ term.basis
+    basis = term.basis.float()
+    usual = term.local_offset(residuals.z) @ basis
     flux = torch.where(residuals.mask, 0.0, residuals.flux - usual)
     factor = term.local_factor(residuals.z) * term.log_size(size).exp()[..., None]
-    gram = torch.stack([(term.basis * w) @ term.basis.T for w in weight])
+    gram = torch.stack([(basis * w) @ basis.T for w in weight])
     precision = factor.mT @ gram @ factor + torch.eye(term.components)
     root = torch.linalg.cholesky(precision)
-    pull = (((flux * weight) @ term.basis.T)[:, None] @ factor)[:, 0]
+    pull = (((flux * weight) @ basis.T)[:, None] @ factor)[:, 0]
     mean = torch.cholesky_solve(pull[..., None], root)[..., 0]
     return Posterior(
         mean,
@@ -81,7 +82,7 @@ def posterior(term: ResidualTerm, residuals: Residuals, size: Tensor | None = No
         tau_square,
         variance,
         usual,
-        (factor @ mean[..., None])[..., 0] @ term.basis,
+        (factor @ mean[..., None])[..., 0] @ basis,
     )
 
 

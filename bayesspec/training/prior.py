@@ -2,22 +2,62 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Self
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
 from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.neighbors import KernelDensity
 
 from bayesspec.data.library import StarLibrary
 from bayesspec.distributions import LatentPrior
 
-__all__ = ["fit_prior"]
+__all__ = ["PriorRecipe", "fit_prior"]
 
 BANDWIDTHS = np.geomspace(0.02, 0.5, 20)
-"""Candidates; the unit is the per-pixel rms of spectra, since G is an isometry. Real spectra scatter by the
-2 % of a flux calibration, which grids of models do not know: hence the least."""
+"""Candidates for round kernels; the unit is the per-pixel rms of spectra, since G is an isometry. Real spectra
+scatter by the 2 % of a flux calibration, which grids of models do not know: hence the least."""
+
+THICKNESSES = np.geomspace(0.0075, 0.12, 13)
+"""Candidates for kernels that lie as their neighbours do: how thick they are across."""
 
 
-def fit_prior(z: NDArray, stars: StarLibrary, n_class: int, model_vote: float = 1.0) -> LatentPrior:
+@dataclass(frozen=True)
+class PriorRecipe:
+    """Class prior.
+
+    Arguments:
+        neighbours: Of how many stars of its class a kernel takes its shape; 0: all kernels are round.
+        stretch: How far it is stretched along them.
+    """
+
+    neighbours: int = 0
+    stretch: float = 0.6
+
+
+class NeighbourDensity(BaseEstimator):
+    """A kernel density of one class, of kernels that lie as their neighbours do, as scikit-learn sees it."""
+
+    def __init__(self, bandwidth: float = 0.02, neighbours: int = 40, stretch: float = 0.6) -> None:
+        self.bandwidth, self.neighbours, self.stretch = bandwidth, neighbours, stretch
+
+    def fit(self, X: NDArray, y: None = None) -> Self:
+        """Take latents, (N, L), for centres."""
+        shape = {"neighbours": self.neighbours, "stretch": self.stretch}
+        self.density_ = LatentPrior.from_classes([X], [self.bandwidth], **shape)
+        return self
+
+    def score(self, X: NDArray, y: None = None) -> float:
+        """Log density of latents, (N, L), all together."""
+        return float(self.density_.log_prob_all(torch.as_tensor(X, dtype=torch.float32)).sum())
+
+
+def fit_prior(
+    z: NDArray, stars: StarLibrary, n_class: int, model_vote: float = 1.0, recipe: PriorRecipe | None = None
+) -> LatentPrior:
     """Fit p(z | C): scikit-learn chooses each class's bandwidth by cross-validation over its real stars.
 
     A star's spectra are held out together. Theoretical spectra are kernels too, but none is held out: how
@@ -28,10 +68,15 @@ def fit_prior(z: NDArray, stars: StarLibrary, n_class: int, model_vote: float = 
         stars: What they are latents of: class, identity and kind.
         n_class: Number of classes; each needs at least two real stars.
         model_vote: Weight of a theoretical star's kernel beside that of a real one's.
+        recipe: Shape of the kernels.
 
     Raises:
         ValueError: if a class has fewer than two real stars.
     """
+    recipe = recipe or PriorRecipe()
+    shape = {"neighbours": recipe.neighbours, "stretch": recipe.stretch}
+    density = NeighbourDensity(**shape) if recipe.neighbours else KernelDensity()
+    candidates = {"bandwidth": THICKNESSES if recipe.neighbours else BANDWIDTHS}
     latents, bandwidths, weights = [], [], []
     for c in range(n_class):
         rows = np.flatnonzero(stars.klass == c)
@@ -42,9 +87,9 @@ def fit_prior(z: NDArray, stars: StarLibrary, n_class: int, model_vote: float = 
             raise ValueError(f"class {c} has {count} real training stars; a kernel density needs two")
         folds = GroupKFold(min(10, count)).split(real, groups=own.star[real])
         splits = [(np.setdiff1d(np.arange(len(own)), real[fold]), real[fold]) for _, fold in folds]
-        search = GridSearchCV(KernelDensity(), {"bandwidth": BANDWIDTHS}, cv=splits, error_score="raise")
+        search = GridSearchCV(density, candidates, cv=splits, error_score="raise")
         search.fit(z[rows])
         latents.append(z[rows])
         weights.append(own.votes(model_vote))
         bandwidths.append(search.best_params_["bandwidth"])
-    return LatentPrior.from_classes(latents, bandwidths, weights)
+    return LatentPrior.from_classes(latents, bandwidths, weights, **shape)

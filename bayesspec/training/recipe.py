@@ -25,7 +25,7 @@ from bayesspec.nn import NoiseNetwork, RobustNoiseNetwork
 from .generator import GeneratorRecipe, encode, train_generator
 from .metrics import generator_metrics, noise_metrics, robust_noise_metrics
 from .noise import NoiseRecipe, train_noise
-from .prior import fit_prior
+from .prior import PriorRecipe, fit_prior
 from .residual import ResidualRecipe, fit_residual
 from .robust_noise import RobustNoiseRecipe, train_robust_noise
 
@@ -46,6 +46,7 @@ class Recipe:
             prior: grids of models are dense where there is no star.
         generator: Encoder and generator.
         noise: Noise flow of the paper, for a model without residual term.
+        prior: Class prior.
         residual: Whether the model has a residual term, and with it the robust noise flow.
         residual_term: The residual term.
         robust_noise: The robust noise flow.
@@ -67,6 +68,7 @@ class Recipe:
     model_vote: float = 0.5
     generator: GeneratorRecipe = field(default_factory=GeneratorRecipe)
     noise: NoiseRecipe = field(default_factory=NoiseRecipe)
+    prior: PriorRecipe = field(default_factory=PriorRecipe)
     residual: bool = False
     residual_term: ResidualRecipe = field(default_factory=ResidualRecipe)
     robust_noise: RobustNoiseRecipe = field(default_factory=RobustNoiseRecipe)
@@ -84,7 +86,7 @@ class Recipe:
             return cls()
         if name == "stellar":
             generator = GeneratorRecipe(latent_dim=6, steps=32_000, tolerance=0.03)
-            return cls(name="stellar", generator=generator, residual=True)
+            return cls(name="stellar", generator=generator, prior=PriorRecipe(neighbours=40), residual=True)
         raise BayesspecError(
             f"no recipe is called {name!r}; there are 'stellar' and 'kang2021', or give a TOML or JSON file"
         )
@@ -183,7 +185,7 @@ def train(
         z, metrics = latents.numpy(), robust_noise_metrics
     else:
         z, metrics = encode(encoder, train_stars), noise_metrics
-    prior = fit_prior(z, train_stars, len(CLASSES), recipe.model_vote)
+    prior = fit_prior(z, train_stars, len(CLASSES), recipe.model_vote, recipe.prior)
 
     sources, spectra = np.unique(train_stars.source, return_counts=True)
     model = StellarModel(recipe.grid, CLASSES, encoder, generator, prior, network, residual=term)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -30,8 +31,12 @@ __all__ = ["ResidualRecipe", "fit_residual"]
 OTHERS = 0.1
 """Vote of a star of another class beside that of one of the anchor's own."""
 
-WIDER = 4
-"""An anchor's variances are drawn to those of so many times as many neighbours, its covariances to zero."""
+WIDER, MOST = 4, 4.0
+"""An anchor's variances are drawn to those of so many times as many neighbours, though never to more than so
+many times as large ones; its covariances to zero."""
+
+RIDGE = 3.0
+"""Neighbours that the slopes of an anchor's mean count for nothing against."""
 
 CLOSE = 0.5
 """Anchors share a star between them up to this share, squared, of an anchor's reach."""
@@ -57,9 +62,9 @@ class ResidualRecipe:
         balance: 1 lets every class speak equally, 0 every star.
     """
 
-    patterns: int = 160
+    patterns: int = 192
     components: int = 40
-    anchors: int = 48
+    anchors: int = 80
     neighbours: float = 60.0
     shrinkage: float = 10.0
     bands: int = 64
@@ -81,8 +86,9 @@ def fit_residual(
     """Fit B, m(z), Lambda(z) and tau(z) to the residuals of training stars.
 
     B has the principal components of the residuals, each star brought to about the same size. Anchors are the
-    centres of clusters of latents; each one's mean and covariance of the patterns' coefficients are those of
-    its neighbours, nearer ones weighing more, and what the R largest directions leave is in tau. G has seen
+    centres of clusters of latents; around each, the mean of the patterns' coefficients is a linear function of
+    z, and their covariance is what it leaves, both of its neighbours, nearer ones weighing more. What the R
+    largest directions leave is in tau. G has seen
     its training stars, so it leaves less of them than of others: residuals are inflated, class by class, by
     what the `unseen` stars of the validation side ask for, and fitted again.
 
@@ -162,34 +168,32 @@ def _fit_anchors(
     term: ResidualTerm, residuals: Residuals, sizes: Tensor, weights: Tensor, recipe: ResidualRecipe
 ) -> None:
     """Give the term's anchors what the residuals around them have: mean, covariance, discrepancy."""
-    coefficients = _coefficients(residuals, term.basis, sizes)
+    basis = term.basis.float()
+    coefficients = _coefficients(residuals, basis, sizes)
     say, count, reach = _neighbours(residuals.z, term.anchors, weights, recipe.neighbours)
     far, *_ = _neighbours(residuals.z, term.anchors, weights, WIDER * recipe.neighbours)
-    trust = (count / (count + recipe.shrinkage))[:, None]
+    trust = count / (count + recipe.shrinkage)
     term.width.copy_((CLOSE * reach.median()).sqrt())
+    away = term.away(residuals.z).unbind(-2)
+    parts = map(_local_moments, away, say, far, trust, RIDGE / count, repeat(coefficients))
+    offset, slope, covariance = map(torch.stack, zip(*parts, strict=True))
 
-    average = say @ coefficients
-    mean = trust * average
-    away = torch.einsum("ji,ip,iq->jpq", say, coefficients, coefficients)
-    away = away - mean[:, :, None] * average[:, None] - (average - mean)[:, :, None] * mean[:, None]
-    usual = 0.5 * (far @ coefficients.square() + away.diagonal(dim1=-2, dim2=-1))
-    covariance = trust[..., None] * away + (1 - trust[..., None]) * torch.diag_embed(usual)
-
-    values, vectors = torch.linalg.eigh(0.5 * (covariance + covariance.mT))
+    values, vectors = torch.linalg.eigh(covariance)
     values, rest = values.clamp_min(0), values.shape[-1] - term.components
     factor = vectors[..., rest:] * values[:, None, rest:].sqrt()
     left_out = torch.stack(
         [
-            ((v[:, :rest].T @ term.basis).square() * p[:rest, None]).sum(0)
+            ((v[:, :rest].T @ basis).square() * p[:rest, None]).sum(0)
             for v, p in zip(vectors, values, strict=True)
         ]
     )
-    term.offset.copy_(mean)
+    term.offset.copy_(offset)
+    term.slope.copy_(slope)
     term.factor.copy_(_aligned(factor, covariance))
 
     # What no pattern has, and what the R largest directions leave of the patterns.
     observed = (~residuals.mask).float()
-    beneath = torch.where(residuals.mask, 0.0, residuals.flux - coefficients @ term.basis)
+    beneath = torch.where(residuals.mask, 0.0, residuals.flux - coefficients @ basis)
     power = (beneath.square() - residuals.variance) * observed
     local = smooth((say @ power) / (say @ observed).clamp_min(1e-9), SMOOTH).clamp_min(0)
     local = (local + smooth(left_out, SMOOTH)).clamp_min(LEAST_VARIANCE)
@@ -199,6 +203,33 @@ def _fit_anchors(
     term.log_discrepancy.copy_(0.5 * whole.log())
     ratio = 0.5 * (local.log() - smooth(whole[None], SMOOTH).log())
     term.log_bands.copy_(torch.linalg.lstsq(term.interpolation.T, ratio.T).solution.T)
+
+
+def _local_moments(
+    away: Tensor, say: Tensor, far: Tensor, trust: Tensor, ridge: Tensor, coefficients: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What coefficients (N, P) are around an anchor: mean there, (P,), slopes, (L, P), covariance, (P, P).
+
+    Arguments:
+        away: Where the stars are, as the term sees it, (N, L).
+        say: How much each has to say, (N,), of sum 1.
+        far: The same of more distant ones too.
+        trust: Share of the covariances, and of the variances, that is not from there.
+        ridge: Of the slopes, relative to the scatter of the neighbours.
+        coefficients: (N, P).
+    """
+    middle, average = say @ away, say @ coefficients
+    weighted = (say[:, None] * (away - middle)).T
+    normal = weighted @ away
+    normal = normal + ridge * normal.diagonal().mean() * torch.eye(len(normal))
+    slope = torch.linalg.solve(normal, weighted @ coefficients)
+    offset = average - middle @ slope
+    left = coefficients - offset - away @ slope
+    scatter = (say[:, None] * left).T @ left
+    own = scatter.diagonal()
+    usual = (0.5 * (own + far @ left.square())).minimum(MOST * own)
+    covariance = trust * scatter + (1 - trust) * usual.diag()
+    return offset, slope, 0.5 * (covariance + covariance.T)
 
 
 def _coefficients(residuals: Residuals, basis: Tensor, sizes: Tensor) -> Tensor:

@@ -67,6 +67,57 @@ def test_anisotropic_is_a_change_of_variables(prior: LatentPrior) -> None:
     torch.testing.assert_close(stretched.log_prob_all(z), scaled.log_prob_all(z / h) - h.log().sum())
 
 
+def test_shaped_kernels_are_multivariate_normal(latents: list[Tensor], weights: list[Tensor]) -> None:
+    """A mixture of normals whose covariances are those of the nearest centres, and the bandwidth's."""
+    prior = LatentPrior.from_classes(latents, BANDWIDTHS, weights, neighbours=5, stretch=0.7).double()
+    z = torch.randn(6, 3, dtype=F64)
+    found = prior.log_prob_all(z)
+    for c, (points, bandwidth) in enumerate(zip(latents, BANDWIDTHS, strict=True)):
+        points, terms = points.float().double(), []
+        for m, point in enumerate(points):
+            near = points[(points - point).norm(dim=-1).argsort()[:5]]
+            scatter = torch.cov(near.T) if len(near) > 1 else torch.zeros(3, 3, dtype=F64)
+            covariance = bandwidth**2 * torch.eye(3, dtype=F64) + 0.7**2 * scatter
+            normal = torch.distributions.MultivariateNormal(point, covariance)
+            terms.append(normal.log_prob(z) + (weights[c][m] / weights[c].sum()).log())
+        reference = torch.stack(terms).logsumexp(0)
+        torch.testing.assert_close(found[:, c], reference, rtol=1e-4, atol=1e-4)
+
+
+def test_kernels_lie_along_a_sequence() -> None:
+    """Stars on a line have kernels that are long in it and as thin as the bandwidth across."""
+    line = torch.linspace(-1, 1, 50)[:, None] * torch.tensor([0.6, 0.8])
+    prior = LatentPrior.from_classes([line], [0.01], neighbours=10, stretch=1.0)
+    along, across = torch.tensor([0.6, 0.8]), torch.tensor([-0.8, 0.6])
+    z = prior(torch.zeros(20_000, dtype=torch.long)).sample()
+    assert float((z @ across).std()) == pytest.approx(0.01, rel=0.03)
+    assert float((z @ along).std()) == pytest.approx(float((line @ along).std()), rel=0.1)
+    gap = 0.5 * (line[24] + line[25])
+    of = prior.log_prob_all(torch.stack([line[24], gap, gap + 0.05 * across]))[:, 0].tolist()
+    assert of[1] == pytest.approx(of[0], abs=0.1)
+    assert of[2] == pytest.approx(of[1] - 12.5, abs=0.3)
+
+
+def test_shapes_move_with_what_they_are_made_from(latents: list[Tensor]) -> None:
+    """Latents and bandwidths twice as large: the same density in the new unit; a module's dtype is kept."""
+    prior = LatentPrior.from_classes(latents, BANDWIDTHS, neighbours=4)
+    larger = LatentPrior.from_classes([2 * z for z in latents], 2 * torch.tensor(BANDWIDTHS), neighbours=4)
+    z = torch.cat([points[:3] for points in latents]).float()
+    expected = prior.log_prob_all(z) - 3 * math.log(2)
+    torch.testing.assert_close(larger.log_prob_all(2 * z), expected, rtol=1e-4, atol=1e-3)
+    assert "precision_tril" not in prior.state_dict()
+    assert prior.double().log_prob_all(z.double()).dtype == F64
+
+
+def test_one_class_is_that_of_all(latents: list[Tensor]) -> None:
+    """A class by itself has the density that it has among the others."""
+    z = torch.randn(7, 3)
+    for neighbours in (0, 4):
+        prior = LatentPrior.from_classes(latents, BANDWIDTHS, neighbours=neighbours)
+        for k in range(len(latents)):
+            torch.testing.assert_close(prior.of_class(k, z.shape[:1]).log_prob(z), prior.log_prob_all(z)[:, k])
+
+
 def test_klass_picks_its_density(prior: LatentPrior) -> None:
     """Enumerated classes (n_class, 1, 1) against latents (N, 1, L) give each class's density."""
     z = torch.randn(4, 1, 3)
@@ -180,6 +231,12 @@ def test_arguments_are_validated(prior: LatentPrior) -> None:
         ClassKDE(klass, prior.centres, prior.log_weights, -prior.bandwidth, validate_args=True)
     with pytest.raises(ValueError, match="sum to one"):
         ClassKDE(klass, prior.centres, prior.log_weights + 0.1, prior.bandwidth, validate_args=True)
+
+    factor = torch.eye(3).expand(3, 40, 3, 3)
+    with pytest.raises(ValueError, match="precision_tril must be"):
+        ClassKDE(klass, *arguments, factor[:2])
+    with pytest.raises(ValueError, match="lower triangular"):
+        ClassKDE(klass, *arguments, -factor, validate_args=True)
 
     with pytest.raises(ValueError, match="class 1 is"):
         LatentPrior.from_classes([torch.zeros(4, 3), torch.zeros(0, 3)], [1.0, 1.0])

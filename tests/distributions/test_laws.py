@@ -63,7 +63,7 @@ def robust_case(robust_network: Callable, masked: bool) -> Case:
     return Case(RobustNoiseFlow, arguments, batched, ("loc", "scale", *widths), flow.shape)
 
 
-def kde_case(isotropic: bool) -> Case:
+def kde_case(isotropic: bool, shaped: bool = False) -> Case:
     weights = torch.rand(4, 5, dtype=F64)
     weights[1, 2:] = weights[3, 4:] = 0.0  # padding
     bandwidth = torch.rand(4, dtype=F64) + 0.3
@@ -75,19 +75,22 @@ def kde_case(isotropic: bool) -> Case:
         if isotropic
         else bandwidth[:, None] * torch.tensor([0.5, 1.0, 2.0], dtype=F64),
     }
+    if shaped:
+        factor = 0.3 * torch.randn(4, 5, 3, 3, dtype=F64)
+        arguments["precision_tril"] = factor.tril(-1) + torch.diag_embed(torch.rand(4, 5, 3, dtype=F64) + 0.5)
     return Case(ClassKDE, arguments, ("klass",), ("centres", "bandwidth"), ((2, 3), (3,)))
 
 
-@pytest.fixture(params=["flow", "flow-masked", "robust", "robust-masked", "kde", "kde-anisotropic"])
+@pytest.fixture(params=["flow", "flow-masked", "robust", "robust-masked", "kde", "kde-anisotropic", "kde-shaped"])
 def case(request: pytest.FixtureRequest, network: Callable, robust_network: Callable) -> Case:
     if request.param.startswith("robust"):
         return robust_case(robust_network, masked=request.param.endswith("masked"))
     if request.param.startswith("flow"):
         return flow_case(network, masked=request.param.endswith("masked"))
-    return kde_case(isotropic=request.param == "kde")
+    return kde_case(request.param != "kde-anisotropic", shaped=request.param == "kde-shaped")
 
 
-@pytest.fixture(params=["flow", "robust", "kde"])
+@pytest.fixture(params=["flow", "robust", "kde", "kde-shaped"])
 def planar(
     request: pytest.FixtureRequest, network: Callable, robust_network: Callable
 ) -> dist.TorchDistribution:
@@ -101,7 +104,9 @@ def planar(
     centres = torch.tensor([[[0.0, 0.0], [0.0, 0.0]], [[-1.0, 0.5], [1.0, -0.5]]], dtype=F64)
     weights = torch.tensor([[1.0, 0.0], [0.3, 0.7]], dtype=F64)
     bandwidth = torch.tensor([1.0, 0.4], dtype=F64)
-    return ClassKDE(torch.tensor(1), centres, weights.log(), bandwidth)
+    factor = torch.tensor([[1.0, 0.0], [0.4, 0.8]], dtype=F64).expand(2, 2, 2, 2)
+    shaped = factor if request.param == "kde-shaped" else None
+    return ClassKDE(torch.tensor(1), centres, weights.log(), bandwidth, shaped)
 
 
 def random_part(d: dist.TorchDistribution) -> Tensor:

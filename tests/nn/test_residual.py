@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bayesspec.nn import ResidualTerm
-from bayesspec.nn.residual import LOG_RANGE
+from bayesspec.nn.residual import FARTHEST, LOG_RANGE
 
 F64 = torch.float64
 L, R, D, P = 3, 4, 50, 6
@@ -21,7 +21,7 @@ def term() -> ResidualTerm:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         term = ResidualTerm(L, D, P, R, anchors=5, bands=6).double()
-        for name in ("basis", "anchors", "offset", "factor", "log_discrepancy", "log_bands"):
+        for name in ("basis", "anchors", "offset", "slope", "factor", "log_discrepancy", "log_bands"):
             getattr(term, name).normal_()
         yield term
 
@@ -54,6 +54,17 @@ def test_anchors_share_what_lies_between_them(term: ResidualTerm) -> None:
     torch.testing.assert_close(term.near(term.anchors), torch.eye(5, dtype=F64))
     torch.testing.assert_close(term.local_offset(term.anchors), term.offset)
     torch.testing.assert_close(term.local_factor(term.anchors), term.factor)
+
+
+def test_mean_is_linear_around_an_anchor(term: ResidualTerm) -> None:
+    """The mean grows by the anchor's slopes, as far as its say and the widths reach."""
+    term.anchors *= 1e4
+    step = 1e-4 * torch.randn(5, L, dtype=F64)
+    moved = term.local_offset(term.anchors + step) - term.offset
+    torch.testing.assert_close(moved, (step[:, None] @ term.slope)[:, 0], rtol=1e-5, atol=1e-9)
+    far = term.anchors + 1e3 * torch.nn.functional.normalize(step, dim=-1)
+    reach = (term.local_offset(far) - term.offset) / (1e-3 * (far - term.anchors)[:, None] @ term.slope)[:, 0]
+    torch.testing.assert_close(reach, torch.ones_like(reach) * FARTHEST * term.width, rtol=1e-3, atol=0)
 
 
 def test_jacobian_is_that_of_autograd(term: ResidualTerm) -> None:
@@ -99,11 +110,13 @@ def test_residual_is_linear_in_w(term: ResidualTerm) -> None:
 @pytest.mark.parametrize("far", [1.0, 1e2, 1e6])
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_no_latent_breaks_it(term: ResidualTerm, far: float, dtype: torch.dtype) -> None:
-    """However far z and h are, mean, factor and discrepancy stay among the anchors', and gradients finite."""
+    """However far z and h are, mean, factor and discrepancy stay in the anchors' reach, and gradients finite."""
     term = term.to(dtype)
     z = (far * torch.randn(200, L, dtype=dtype)).requires_grad_()
     hw = (far * torch.randn(200, R + 1, dtype=dtype)).requires_grad_()
-    assert (term.local_offset(z) <= term.offset.amax(0) + 1e-5).all()
+    assert (term.away(z).norm(dim=-1) <= FARTHEST * term.width + 1e-5).all()
+    most = term.offset.abs().amax(0) + FARTHEST * term.width * term.slope.norm(dim=1).amax(0)
+    assert (term.local_offset(z).abs() <= most + 1e-5).all()
     assert (term.local_factor(z) >= term.factor.amin(0) - 1e-5).all()
     discrepancy, size = term.discrepancy(z, hw), term.log_size(hw[:, :1])
     assert (discrepancy > 0).all()

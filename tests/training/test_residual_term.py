@@ -94,13 +94,13 @@ def term():
 def sizes(term) -> tuple[np.ndarray, np.ndarray]:
     """Root mean square of the term, and of e, along the spectrum, in the two classes: each (2,)."""
     z, usual = torch.tensor([[-0.3], [0.3]]), torch.zeros(2, 1)
-    power = (term.local_factor(z).mT @ term.basis).square().sum(1)
+    power = (term.local_factor(z).mT @ term.basis.float()).square().sum(1)
     return power.mean(-1).sqrt().numpy(), term.discrepancy(z, usual).square().mean(-1).sqrt().numpy()
 
 
 def test_patterns_are_found(term):
     """B spans what the residuals of the stars have in common."""
-    found = np.linalg.qr(term[0].basis.numpy().T)[0]
+    found = np.linalg.qr(term[0].basis.float().numpy().T)[0]
     cosines = np.linalg.svd(patterns() @ found)[1]
     assert (cosines > 0.98).all()
 
@@ -112,6 +112,20 @@ def test_sizes_are_those_of_the_classes(term):
     np.testing.assert_allclose(of_e, TAU, rtol=0.2)
     assert 0.3 <= term[0].spread <= 1.0
     assert not any(parameter.requires_grad for parameter in term[0].parameters())
+
+
+def test_mean_follows_the_latent():
+    """Residuals that grow with z in a straight line are in the mean, not in the covariance."""
+    stars = library(0)
+    z = (stars.flux - 1) @ np.linspace(-1, 1, D) / (np.linspace(-1, 1, D) ** 2).sum()
+    middle = np.where(stars.klass, 0.3, -0.3)
+    grown = stars.flux + (10 * (z - middle))[:, None] * patterns()[0]
+    plain, found = (fitted(part, part)[0] for part in (stars, replace(stars, flux=grown.astype(np.float32))))
+    at = torch.tensor([[-0.3], [0.3]])
+    ahead, behind = (found.local_offset(at + step) @ found.basis.float() for step in (0.02, -0.02))
+    slope = ((ahead - behind) / 0.04) @ torch.as_tensor(patterns()[0]).float()
+    np.testing.assert_allclose(slope, 10, rtol=0.35)
+    np.testing.assert_allclose(sizes(found)[0], sizes(plain)[0], rtol=0.2)
 
 
 def test_latents_are_those_that_fit_best(term):
