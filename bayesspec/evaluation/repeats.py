@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from astropy import units as u
 from astropy.coordinates import SkyCoord
+from numpy.polynomial.chebyshev import chebvander
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,6 +28,10 @@ CLOSE = 5.0
 """Arcseconds within which two positions are one star."""
 
 DRAWS = 400
+"""Predicted visits, whose percentiles are the ends of the intervals."""
+
+ROBUST = 6
+"""Fits of the calibration, the weights of each from what the one before leaves."""
 
 
 class VisitScores(NamedTuple):
@@ -58,16 +63,18 @@ def same_star(visits: Sequence[Observation]) -> list[tuple[int, int]]:
 
 
 def predict_visits(
-    model: StellarModel, pairs: Sequence[tuple[Observation, Observation]], *, seed: int = 0, **options: object
+    model: StellarModel, pairs: Sequence[tuple[Observation, Observation]], *, degree: int = 12, seed: int = 0, **options: Any
 ) -> VisitScores:
     """Predict every second visit from the first: draws of the clean spectrum, and new noise on each.
 
-    The second visit's scale is fitted, since fibres lose what they will; its noise is the model's, given the
-    second visit's own inverse variance.
+    Surveys calibrate no visit's flux to better than some per cent, and less at the ends; what the spectra have
+    to be multiplied by to agree is fitted as a polynomial of the wavelength, and taken for known. The second
+    visit's noise is the model's, given the visit's own inverse variance.
 
     Arguments:
         model: One with a residual term, whose noise knows the inverse variance.
         pairs: (first visit, second visit), each one exposure with an inverse variance.
+        degree: Of the polynomial; 0: a number.
         seed: Of all draws.
         **options: Of `denoise`.
 
@@ -83,31 +90,40 @@ def predict_visits(
         ours, theirs = (batch.select([k]) for k in range(2))
         good = (~(ours.mask | theirs.mask))[0, 0]
         draws = torch.as_tensor(flux_draws(result[n], DRAWS, seed)) / float(ours.unit_flux)
-        scale = _scale(draws.mean(0), theirs, good)
+        scale = _calibrated(draws.mean(0), theirs, good, degree)
         predicted = _visit(model, draws, theirs, scale, seed)[:, good].numpy()
         seen = theirs.flux[0, 0, good].numpy()
         inside, _ = pixel_coverage(predicted, seen)
         chi2 = np.mean((seen - predicted.mean(0)) ** 2 / predicted.var(0))
 
-        again = _scale(ours.flux[0, 0], theirs, good)
-        variance = 1 / theirs.ivar[0, 0, good] + again**2 / ours.ivar[0, 0, good]
-        raw = ((theirs.flux - again * ours.flux)[0, 0, good].square() / variance).mean()
+        again = _calibrated(ours.flux[0, 0], theirs, good, degree)[good]
+        variance = 1 / theirs.ivar[0, 0, good] + again.square() / ours.ivar[0, 0, good]
+        raw = ((theirs.flux[0, 0, good] - again * ours.flux[0, 0, good]).square() / variance).mean()
         rows.append((inside.mean(-1), chi2, float(raw)))
     return VisitScores(*(np.array(column) for column in zip(*rows, strict=True)))
 
 
-def _scale(spectrum: Tensor, visit: ObservationBatch, good: Tensor) -> float:
-    """What a spectrum (D,) has to be multiplied by to be the visit's, by least squares."""
-    weight = torch.where(good, visit.ivar[0, 0], 0.0)
-    return float((weight * spectrum * visit.flux[0, 0]).sum() / (weight * spectrum.square()).sum())
+def _calibrated(spectrum: Tensor, visit: ObservationBatch, good: Tensor, degree: int) -> Tensor:
+    """What a spectrum (D,) has to be multiplied by to be the visit's: a polynomial of the pixel, (D,).
+
+    By least squares, whose weights are then, a few times, those of a Student-t: a cosmic ray calibrates nothing.
+    """
+    powers = torch.as_tensor(chebvander(np.linspace(-1, 1, spectrum.shape[-1]), degree))
+    root = torch.where(good, visit.ivar[0, 0], 0.0).sqrt().double()
+    columns, wanted, say = powers * (root * spectrum)[:, None], root * visit.flux[0, 0], torch.ones_like(root)
+    for _ in range(ROBUST):
+        found = torch.linalg.lstsq(say[:, None] * columns, (say * wanted)[:, None], driver="gelsd").solution
+        left = wanted - (columns @ found)[:, 0]
+        say = (1 + (left / left[good].abs().median().clamp_min(1e-9)).square() / 4).rsqrt()
+    return (powers @ found)[:, 0].to(spectrum)
 
 
 @torch.no_grad()
-def _visit(model: StellarModel, spectra: Tensor, visit: ObservationBatch, scale: float, seed: int) -> Tensor:
-    """Spectra (S, D) as the visit would have seen them, with noise of its inverse variance."""
+def _visit(model: StellarModel, spectra: Tensor, visit: ObservationBatch, scale: Tensor, seed: int) -> Tensor:
+    """Spectra (S, D) times a scale (D,) as the visit would have seen them, with noise of its ivar."""
     observed = ~visit.mask[0, 0]
     noise_std = torch.where(observed, visit.ivar[0, 0], 1.0).rsqrt()
-    flow = RobustNoiseFlow(spectra, model.noise, noise_std, torch.tensor(scale), observed=observed)
+    flow = RobustNoiseFlow(spectra * scale, model.noise, noise_std, observed=observed)
     with seeded(seed):
         return flow.sample()
 

@@ -52,6 +52,7 @@ _PER_STAR_ARRAYS = (
     "outlier_score",
     "model_flux_std",
     "w",
+    "residual_share",
 )
 _PER_STAR_TUPLES = ("names", "units", "warnings")
 
@@ -101,6 +102,8 @@ class Result:
         draws: Draws from the posterior; None if the method gives none.
         model: The model, which decodes the draws.
         w: Latents of the residual term, (N, R); R = 0 for a model without.
+        residual_share: Of what G(z) leaves of the observed flux, squared, the share that the model takes for
+            the star's and not for noise, (N,); 0 for a model without residual term.
 
     Example:
         >>> import bayesspec, numpy as np
@@ -138,6 +141,7 @@ class Result:
     draws: Draws | None = None
     model: StellarModel | None = None
     w: Array | None = None
+    residual_share: Array | None = None
 
     def __post_init__(self) -> None:
         if not self.warnings:
@@ -229,7 +233,7 @@ class Result:
 
         Columns: name; class and probability, of the best class; scale and unit, mean |flux| of the clean
         spectrum over the grid; exposures, how many have an observed pixel; chi2, outlier_score,
-        observed_fraction, used_fraction, log_density, see `Result`; how far the draws can be trusted, see
+        observed_fraction, used_fraction, log_density, residual_share, see `Result`; how far the draws can be trusted, see
         `Draws`; warnings, what to look at.
         """
         rows = np.arange(len(self))
@@ -246,6 +250,7 @@ class Result:
                 "observed_fraction": self.observed_fraction,
                 "used_fraction": self.used_fraction,
                 "log_density": self.log_density,
+                **({} if self.residual_share is None else {"residual_share": self.residual_share}),
                 **({} if self.draws is None else self.draws.diagnostics),
                 "warnings": np.array(["; ".join(notes) for notes in self.warnings], dtype=str),
             },

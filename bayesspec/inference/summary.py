@@ -192,6 +192,7 @@ def _columns(
         "chi2": torch.where(used, xi, 0.0).square().sum((-2, -1)) / used.sum((-2, -1)).clamp_min(1),
         "used_fraction": used.to(scale.dtype).sum((-2, -1)) / (~batch.mask).any(-1).sum(-1) / used.shape[-1],
         "observed_fraction": batch.observed_fraction,
+        "residual_share": _residual_share(model, batch, spectrum, z, scale),
     }
     signal = torch.full_like(tensors["chi2"], torch.inf)
     if model.residual is not None:
@@ -205,6 +206,18 @@ def _columns(
         )
     ]
     return arrays
+
+
+def _residual_share(
+    model: StellarModel, batch: ObservationBatch, spectrum: Tensor, z: Tensor, scale: Tensor
+) -> Tensor:
+    """Of what G(z) leaves of the observed flux, squared: the share that is taken for the star's, (N,)."""
+    if model.residual is None:
+        return torch.zeros_like(scale[:, 0])
+    star = (spectrum - model.generator(z))[:, None]
+    noise = batch.flux / scale[..., None] - spectrum[:, None]
+    powers = [torch.where(batch.mask, 0.0, part).square().sum((-2, -1)) for part in (star, noise)]
+    return powers[0] / sum(powers).clamp_min(1e-12)
 
 
 def _significance(flow: NoiseFlow | RobustNoiseFlow, batch: ObservationBatch) -> Tensor:

@@ -93,11 +93,12 @@ def test_simulations_are_the_model_s(toy_model):
 
 
 @pytest.mark.slow
-def test_importance_is_calibrated_on_the_shipped_model():
-    """The same over kang2021: 200 stars of the whole model, real noise flow, gaps and single arms."""
+@pytest.mark.parametrize("name", ["kang2021", "stellar"])
+def test_importance_is_calibrated_on_the_shipped_models(name):
+    """The same over a shipped model: 200 stars of it, real noise flow, gaps and single arms."""
     from bayesspec import load_model
 
-    model = load_model("kang2021")
+    model = load_model(name)
     batch, truth = simulate(model, coverage(200, model.grid.size), seed=5)
     calibration = calibrate(model, batch, truth, importance_draws(model, batch, draws=1024))
     assert calibration.passes(), calibration.p_values()
