@@ -256,7 +256,7 @@ def evaluate(
     quick: Annotated[bool, typer.Option("--quick", help="A few stars of each class: minutes.")] = False,
     sweep: Annotated[
         int | None,
-        typer.Option(min=1, help="Stars of each class that are taken under several conditions, instead of 12."),
+        typer.Option(min=1, help="Stars of a class that are taken under several conditions, instead of 12."),
     ] = None,
     baselines: Annotated[
         bool, typer.Option(help="Train and run the opponents too: autoencoder, PCA, wavelets.")

@@ -179,9 +179,7 @@ class ClassKDE(TorchDistribution):
 
     def log_prob_all(self, value: Tensor) -> Tensor:
         """Log-density of latents (..., L) in every class, whatever `klass` is, shape (..., n_class)."""
-        return class_log_density(
-            value, self.centres, self.log_weights, self.bandwidth, self.precision_tril
-        )
+        return class_log_density(value, self.centres, self.log_weights, self.bandwidth, self.precision_tril)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of latents (..., L) in their class, shape (...)."""

@@ -68,7 +68,7 @@ def pixel_coverage(
     levels: tuple[float, ...] = LEVELS,
     seed: int = 0,
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """The same pixel by pixel: whether the truth is inside, and how wide the interval is, each (levels, D)."""
+    """The same pixel by pixel: whether the truth is inside, how wide the interval is, each (levels, D)."""
     draws = np.asarray(draws, float)
     if variance is not None:
         draws = draws + np.sqrt(variance) * np.random.default_rng(seed).standard_normal(draws.shape)

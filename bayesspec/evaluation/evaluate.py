@@ -47,7 +47,7 @@ def evaluate(
         noise: Spec files with individual exposures, see `NoiseLibrary.from_files`.
         out: Folder of the report, its tables and figures, the scores, and the fitted opponents.
         quick: A few stars of each class, and opponents that are trained for a minute.
-        sweep: Stars of each class in the sets that take each under several conditions; None: as the recipe has.
+        sweep: Stars of a class in sets that take each under several conditions; None: as the recipe has.
         baselines: Fit the opponents too, on training stars and nights, and run them.
         seed: Of everything random.
         progress: Show bars on stderr.

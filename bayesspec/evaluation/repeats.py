@@ -63,12 +63,17 @@ def same_star(visits: Sequence[Observation]) -> list[tuple[int, int]]:
 
 
 def predict_visits(
-    model: StellarModel, pairs: Sequence[tuple[Observation, Observation]], *, degree: int = 12, seed: int = 0, **options: Any
+    model: StellarModel,
+    pairs: Sequence[tuple[Observation, Observation]],
+    *,
+    degree: int = 12,
+    seed: int = 0,
+    **options: Any,
 ) -> VisitScores:
     """Predict every second visit from the first: draws of the clean spectrum, and new noise on each.
 
-    Surveys calibrate no visit's flux to better than some per cent, and less at the ends; what the spectra have
-    to be multiplied by to agree is fitted as a polynomial of the wavelength, and taken for known. The second
+    Surveys calibrate no visit's flux to better than some per cent, and less at the ends; what spectra have to
+    be multiplied by to agree is fitted as a polynomial of the wavelength, and taken for known. The second
     visit's noise is the model's, given the visit's own inverse variance.
 
     Arguments:
@@ -106,7 +111,7 @@ def predict_visits(
 def _calibrated(spectrum: Tensor, visit: ObservationBatch, good: Tensor, degree: int) -> Tensor:
     """What a spectrum (D,) has to be multiplied by to be the visit's: a polynomial of the pixel, (D,).
 
-    By least squares, whose weights are then, a few times, those of a Student-t: a cosmic ray calibrates nothing.
+    By least squares, with weights that are then, a few times, a Student-t's: a cosmic ray says nothing.
     """
     powers = torch.as_tensor(chebvander(np.linspace(-1, 1, spectrum.shape[-1]), degree))
     root = torch.where(good, visit.ivar[0, 0], 0.0).sqrt().double()
@@ -126,5 +131,3 @@ def _visit(model: StellarModel, spectra: Tensor, visit: ObservationBatch, scale:
     flow = RobustNoiseFlow(spectra * scale, model.noise, noise_std, observed=observed)
     with seeded(seed):
         return flow.sample()
-
-

@@ -125,7 +125,8 @@ def _coverage(found: Found) -> Iterator[dict[str, Any]]:
                         row |= _interval(name, mean(scores[name][rows, k]))
                     gaps = rows & (scored.scores[INPUT]["observed"] < COMPLETE)
                     hidden = scores["coverage_missing"][gaps, k]
-                    yield {**row, "gaps": len(hidden), "coverage_missing": hidden.mean() if len(hidden) else 0.0}
+                    share = float(hidden.mean()) if len(hidden) else 0.0
+                    yield {**row, "gaps": len(hidden), "coverage_missing": share}
 
 
 def _classes(found: Found) -> Iterator[dict[str, Any]]:

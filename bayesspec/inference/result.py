@@ -233,8 +233,8 @@ class Result:
 
         Columns: name; class and probability, of the best class; scale and unit, mean |flux| of the clean
         spectrum over the grid; exposures, how many have an observed pixel; chi2, outlier_score,
-        observed_fraction, used_fraction, log_density, residual_share, see `Result`; how far the draws can be trusted, see
-        `Draws`; warnings, what to look at.
+        observed_fraction, used_fraction, log_density, residual_share, see `Result`; how far the draws can be
+        trusted, see `Draws`; warnings, what to look at.
         """
         rows = np.arange(len(self))
         return Table(

@@ -18,8 +18,8 @@ from bayesspec.distributions import LatentPrior
 __all__ = ["PriorRecipe", "fit_prior"]
 
 BANDWIDTHS = np.geomspace(0.02, 0.5, 20)
-"""Candidates for round kernels; the unit is the per-pixel rms of spectra, since G is an isometry. Real spectra
-scatter by the 2 % of a flux calibration, which grids of models do not know: hence the least."""
+"""Candidates for round kernels; the unit is the per-pixel rms of spectra, since G is an isometry. Real
+spectra scatter by the 2 % of a flux calibration, which grids of models do not know: hence the least."""
 
 THICKNESSES = np.geomspace(0.0075, 0.12, 13)
 """Candidates for kernels that lie as their neighbours do: how thick they are across."""

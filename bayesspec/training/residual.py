@@ -86,9 +86,9 @@ def fit_residual(
     """Fit B, m(z), Lambda(z) and tau(z) to the residuals of training stars.
 
     B has the principal components of the residuals, each star brought to about the same size. Anchors are the
-    centres of clusters of latents; around each, the mean of the patterns' coefficients is a linear function of
-    z, and their covariance is what it leaves, both of its neighbours, nearer ones weighing more. What the R
-    largest directions leave is in tau. G has seen
+    centres of clusters of latents. Around each, the mean of the patterns' coefficients is a linear function
+    of z, and their covariance is of what it leaves, both of its neighbours, nearer ones weighing more. What
+    the R largest directions leave is in tau. G has seen
     its training stars, so it leaves less of them than of others: residuals are inflated, class by class, by
     what the `unseen` stars of the validation side ask for, and fitted again.
 

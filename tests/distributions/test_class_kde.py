@@ -115,7 +115,9 @@ def test_one_class_is_that_of_all(latents: list[Tensor]) -> None:
     for neighbours in (0, 4):
         prior = LatentPrior.from_classes(latents, BANDWIDTHS, neighbours=neighbours)
         for k in range(len(latents)):
-            torch.testing.assert_close(prior.of_class(k, z.shape[:1]).log_prob(z), prior.log_prob_all(z)[:, k])
+            torch.testing.assert_close(
+                prior.of_class(k, z.shape[:1]).log_prob(z), prior.log_prob_all(z)[:, k]
+            )
 
 
 def test_klass_picks_its_density(prior: LatentPrior) -> None:

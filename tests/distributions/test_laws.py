@@ -81,7 +81,9 @@ def kde_case(isotropic: bool, shaped: bool = False) -> Case:
     return Case(ClassKDE, arguments, ("klass",), ("centres", "bandwidth"), ((2, 3), (3,)))
 
 
-@pytest.fixture(params=["flow", "flow-masked", "robust", "robust-masked", "kde", "kde-anisotropic", "kde-shaped"])
+@pytest.fixture(
+    params=["flow", "flow-masked", "robust", "robust-masked", "kde", "kde-anisotropic", "kde-shaped"]
+)
 def case(request: pytest.FixtureRequest, network: Callable, robust_network: Callable) -> Case:
     if request.param.startswith("robust"):
         return robust_case(robust_network, masked=request.param.endswith("masked"))

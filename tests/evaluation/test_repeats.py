@@ -16,7 +16,6 @@ from bayesspec.inference.importance import importance_draws
 from bayesspec.observation import Observation
 from bayesspec.runtime import seeded
 
-
 SIGMA = 0.04, 0.08
 """Standard deviation of the noise of first and second visits."""
 
@@ -53,7 +52,9 @@ def pairs(model, fluxes, response=1.0, stated=1.0):
     ones = np.ones(model.grid.size)
     first, second = (
         [Observation(model.grid.wavelength, factor * flux, ones / (factor * sigma) ** 2) for flux in part]
-        for part, factor, sigma in zip(fluxes, (ones, response * ones), (SIGMA[0], stated * SIGMA[1]), strict=True)
+        for part, factor, sigma in zip(
+            fluxes, (ones, response * ones), (SIGMA[0], stated * SIGMA[1]), strict=True
+        )
     )
     return list(zip(first, second, strict=True))
 

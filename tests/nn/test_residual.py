@@ -110,7 +110,7 @@ def test_residual_is_linear_in_w(term: ResidualTerm) -> None:
 @pytest.mark.parametrize("far", [1.0, 1e2, 1e6])
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_no_latent_breaks_it(term: ResidualTerm, far: float, dtype: torch.dtype) -> None:
-    """However far z and h are, mean, factor and discrepancy stay in the anchors' reach, and gradients finite."""
+    """However far z and h are, mean, factor and discrepancy stay within reach, and gradients finite."""
     term = term.to(dtype)
     z = (far * torch.randn(200, L, dtype=dtype)).requires_grad_()
     hw = (far * torch.randn(200, R + 1, dtype=dtype)).requires_grad_()
