@@ -202,7 +202,7 @@ def toy_stellar(toy_model):
         residual = _smooth_residual(toy_model.latent_dim)
         residual.factor += 0.1 * torch.randn_like(residual.factor)
         residual.offset.normal_(std=0.1)
-        residual.slope.normal_(std=0.1)
+        residual.slope.normal_(std=0.03)
         residual.log_bands.normal_(std=0.3)
     parts = toy_model.encoder, toy_model.generator, toy_model.prior, noise, {"name": "toy stellar"}
     return StellarModel(toy_model.grid, toy_model.classes, *parts, residual=residual)
