@@ -89,7 +89,8 @@ def plot_spectra(ax: Axes, star: Result, truth: ArrayLike | None = None) -> None
     ax.plot(wavelength, clean, color=CLEAN, lw=1.1, label="denoised")
     std = star.flux_std
     if std is not None:
-        ax.fill_between(wavelength, clean - std[0], clean + std[0], color=CLEAN, alpha=0.25, lw=0)
+        band = clean - std[0], clean + std[0]
+        ax.fill_between(wavelength, *band, color=CLEAN, alpha=0.3, lw=0, label=r"$\pm 1 \sigma$")
 
     # Limits from the bulk: a cosmic ray is marked at the edge, it does not squeeze the star.
     low, high = _limits(np.concatenate([flux[seen], clean]), np.concatenate([clean, np.zeros(1)]))
@@ -101,7 +102,7 @@ def plot_spectra(ax: Axes, star: Result, truth: ArrayLike | None = None) -> None
     power = 0 if -2 <= power <= 5 else power
     ax.yaxis.set_major_formatter(lambda value, _: f"{value / 10**power:g}")
     ax.set_ylabel(_flux_label(star.units[0], power))
-    ax.legend(loc="best", ncols=3, handlelength=1.4, columnspacing=1.4, fontsize=9)
+    ax.legend(loc="best", ncols=4, handlelength=1.4, columnspacing=1.4, fontsize=9)
 
 
 def _plot_residuals(ax: Axes, star: Result) -> None:
