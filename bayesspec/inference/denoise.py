@@ -68,7 +68,8 @@ def denoise(
         on_error: What to do with a star that cannot be used (no observed pixel on the grid): raise, or leave
             it out and list it in the result's `failures`.
         progress: Show a bar on stderr.
-        **options: For the method, see `newton_estimate`, `map_estimate`, `importance_draws`, `nuts_draws`.
+        **options: For the method, see `newton_estimate`, `map_estimate`, `importance_draws`, `nuts_draws`;
+            `handover=False` with `importance` gives no star to NUTS, which of `stellar` takes minutes.
 
     Returns:
         A `Result` with a row for every usable star, in the order of the input.

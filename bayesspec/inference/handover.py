@@ -22,6 +22,7 @@ def importance_or_nuts(
     model: StellarModel,
     batch: ObservationBatch,
     *,
+    handover: bool = True,
     seed: int = 0,
     scan: LatentScan | None = None,
     **options: Any,
@@ -34,6 +35,8 @@ def importance_or_nuts(
     Arguments:
         model: The model.
         batch: N stars.
+        handover: False keeps the weighted draws of such stars, and a warning in their rows: NUTS takes
+            minutes a star where there are many latents.
         seed: Of the random numbers.
         scan: `LatentScan(model)`, where it is at hand already.
         **options: Of `importance_draws`.
@@ -46,7 +49,7 @@ def importance_or_nuts(
     found = importance_draws(model, batch, seed=seed, scan=scan, **options)
     ess, none = found.diagnostics["ess_bulk"], np.zeros(len(found), int)
     diagnostics = {
-        "handed_over": found.diagnostics["pareto_k"] > TRUSTED,
+        "handed_over": (found.diagnostics["pareto_k"] > TRUSTED) & handover,
         **found.diagnostics,
         "r_hat": np.ones(len(found)),
         "ess_tail": ess.copy(),

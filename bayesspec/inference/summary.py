@@ -259,9 +259,8 @@ def _notes(chi2: float, outlier: float, signal: float, diagnostics: dict[str, fl
     if diagnostics.get("divergences", 0):
         notes.append(f"{diagnostics['divergences']:.0f} divergences")
     if diagnostics.get("pareto_k", 0.0) > PARETO_K:
-        notes.append(
-            f"weights not to be trusted, Pareto k {diagnostics['pareto_k']:.2f}: drawn by NUTS instead"
-        )
+        instead = ": drawn by NUTS instead" if diagnostics.get("handed_over") else ""
+        notes.append(f"weights not to be trusted, Pareto k {diagnostics['pareto_k']:.2f}{instead}")
     return tuple(notes)
 
 

@@ -20,6 +20,18 @@ def test_trusted_stars_are_left_alone(toy_model, toy_batch):
     np.testing.assert_array_equal(found.diagnostics["ess_bulk"], plain.diagnostics["ess_bulk"])
 
 
+def test_the_hand_over_can_be_left_out(toy_model):
+    """The weighted draws stay; the row says that they are not to be trusted, not that NUTS drew them."""
+    star = bayesspec.Observation(toy_model.grid.wavelength, np.ones(toy_model.grid.size), scale=1.0)
+    options = {"model": toy_model, "method": "importance", "draws": 20, "rounds": 0}
+    res = bayesspec.denoise(star, handover=False, **options)
+    assert not res.table["handed_over"][0]
+    assert res.warnings[0][-1].startswith("weights not to be trusted, Pareto k")
+    assert "NUTS" not in res.table["warnings"][0]
+    batch = ObservationBatch.from_observations([star], toy_model.grid)
+    np.testing.assert_array_equal(res.draws.z, importance_draws(toy_model, batch, draws=20, rounds=0).z)
+
+
 def test_doubtful_stars_are_drawn_by_nuts(toy_model):
     """Twenty draws are too few for any k: the star's draws are NUTS's, thinned, and its row says so."""
     wave = toy_model.grid.wavelength
