@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bayesspec.data.corruption import PAPER_SIZE
 from bayesspec.data.library import CLASSES
+from bayesspec.observation import FULL_COVERAGE
 
 from .compare import Estimate, accuracy, confusion, log_score, mean, median, share, wins
 from .coverage import LEVELS
@@ -26,9 +27,6 @@ CONDITIONS = {
     "one_arm": ("arm",),
 }
 """What the spectra of a set are told apart by; of other sets all are alike."""
-
-COMPLETE = 0.98
-"""Share of pixels observed from which on a spectrum has no gap to speak of."""
 
 ALL = "all"
 
@@ -123,7 +121,7 @@ def _coverage(found: Found) -> Iterator[dict[str, Any]]:
                     row = {**group, "method": method, "level": level}
                     for name in ("coverage", "coverage_measured", "width"):
                         row |= _interval(name, mean(scores[name][rows, k]))
-                    gaps = rows & (scored.scores[INPUT]["observed"] < COMPLETE)
+                    gaps = rows & (scored.scores[INPUT]["observed"] < FULL_COVERAGE)
                     hidden = scores["coverage_missing"][gaps, k]
                     share = float(hidden.mean()) if len(hidden) else 0.0
                     yield {**row, "gaps": len(hidden), "coverage_missing": share}

@@ -56,7 +56,7 @@ def denoise(
         observations: One star or many, from `read` or made by hand.
         model: A model, the name of a shipped one, or the folder of a bundle.
         method: `map`: the mode of the posterior, eq. (7). `importance`: means, standard deviations and
-            intervals from weighted draws, in a second or two a star; a star whose weights are not to be
+            intervals from weighted draws, in a few seconds a star; a star whose weights are not to be
             trusted is given to NUTS. `nuts`: the same from draws by NUTS; seconds to a minute a star.
             None: `importance` where uncertainty is asked, else `map`.
         uncertainty: Means, standard deviations and intervals, not the mode alone; `map` has none.

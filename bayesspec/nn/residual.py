@@ -97,7 +97,7 @@ class ResidualTerm(nn.Module):
         anchors, patterns, _ = self.factor.shape
         factor = self.factor.to(w.dtype).reshape(anchors * patterns, -1)
         each = (w @ factor.T).unflatten(-1, (anchors, patterns))
-        return ((near[..., None] * each).sum(-2) + self.local_offset(z)) @ self.basis.to(w.dtype)
+        return ((near[..., None] * each).sum(-2) + self._offset(z, near)) @ self.basis.to(w.dtype)
 
     def jacobian(self, z: Tensor, hw: Tensor) -> Tensor:
         """Its derivatives by (h, w), (..., D, R + 1)."""
@@ -113,15 +113,17 @@ class ResidualTerm(nn.Module):
 
     def local_offset(self, z: Tensor) -> Tensor:
         """Mean of the patterns' coefficients, (..., P), among stars like z (..., L)."""
-        near, slope = self.near(z), self.slope.to(z.dtype)
-        moved = (near[..., None] * self.away(z)).flatten(-2) @ slope.flatten(0, 1)
-        return near @ self.offset + moved
+        return self._offset(z, self.near(z))
 
     def away(self, z: Tensor) -> Tensor:
         """How far from each anchor, (..., J, L): never farther than `FARTHEST` widths."""
         offset = z[..., None, :] - self.anchors
         square = offset.square().sum(-1, keepdim=True) / (FARTHEST * self.width).square()
         return offset * (1 + square).rsqrt()
+
+    def _offset(self, z: Tensor, near: Tensor) -> Tensor:
+        slope = self.slope.to(z.dtype).flatten(0, 1)
+        return near @ self.offset + (near[..., None] * self.away(z)).flatten(-2) @ slope
 
     def local_factor(self, z: Tensor) -> Tensor:
         """Factor of their covariance, (..., P, R), at the usual size."""

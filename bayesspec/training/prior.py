@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Self
 
 import numpy as np
@@ -74,7 +74,7 @@ def fit_prior(
         ValueError: if a class has fewer than two real stars.
     """
     recipe = recipe or PriorRecipe()
-    shape = {"neighbours": recipe.neighbours, "stretch": recipe.stretch}
+    shape = asdict(recipe)
     density = NeighbourDensity(**shape) if recipe.neighbours else KernelDensity()
     candidates = {"bandwidth": THICKNESSES if recipe.neighbours else BANDWIDTHS}
     latents, bandwidths, weights = [], [], []
