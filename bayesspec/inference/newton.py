@@ -25,6 +25,9 @@ CONVERGED = 1e-3
 HOPELESS = 15.0
 """A climb ends early if, with all that its step promises, it would end by this much below the star's best."""
 
+LONGEST = 2.0
+"""Most that a step may change the size h: beyond two of its standard deviations no quadratic is to be believed."""
+
 ROWS = 256
 """Spectra times starts in one pass: what the generator runs fastest at."""
 
@@ -144,17 +147,23 @@ class _Climb:
     def select(self, rows: Tensor) -> _Climb:
         return _Climb(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
-    def proposal(self) -> tuple[Tensor, Tensor]:
-        """The damped step, (R, d), and the gain in log density that it promises, (R,)."""
+    def proposal(self, size: slice) -> tuple[Tensor, Tensor]:
+        """The damped step, (R, d), and the gain in log density that it promises, (R,).
+
+        Where its change of the size h, at `size`, would be too long, all of it is made shorter.
+        """
         diagonal = torch.diag_embed(self.curvature.diagonal(dim1=-2, dim2=-1) * self.damping[:, None])
         factor = torch.linalg.cholesky(self.curvature + diagonal)
         step = torch.cholesky_solve(self.gradient[..., None], factor)[..., 0]
+        reach = torch.linalg.vector_norm(step[:, size], dim=-1, keepdim=True)
+        step = step * (LONGEST / reach.clamp_min(LONGEST))
         return step, self._promise(step)
 
     def promise(self) -> Tensor:
-        """The gain that a whole, undamped step promises, (R,)."""
+        """The gain that a whole, undamped step promises, (R,): never less than none, whatever rounding says."""
         factor = torch.linalg.cholesky(self.curvature)
-        return self._promise(torch.cholesky_solve(self.gradient[..., None], factor)[..., 0])
+        whole = torch.cholesky_solve(self.gradient[..., None], factor)[..., 0]
+        return self._promise(whole).clamp_min(0)
 
     def _promise(self, step: Tensor) -> Tensor:
         bend = torch.einsum("nd,nde,ne->n", step, self.curvature, step)
@@ -199,7 +208,7 @@ def climb(
     group = torch.as_tensor(star).to(theta.device)
     best = torch.full((int(star.max()) + 1,), -torch.inf, dtype=value.dtype, device=theta.device)
     for _ in range(iterations):
-        step, promised = state.proposal()
+        step, promised = state.proposal(slice(target.end, target.core))
         state.advance(step, promised, *target.gradient(state.theta + step))
         at = torch.as_tensor(rows).to(theta.device)
         end[at], density[at], curvature[at] = state.theta, state.value, state.curvature

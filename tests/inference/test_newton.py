@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bayesspec.inference.map import log_joint, map_estimate
-from bayesspec.inference.newton import climb, newton_estimate
+from bayesspec.inference.newton import LONGEST, _Climb, climb, find_modes, newton_estimate
 from bayesspec.inference.target import Target
 
 
@@ -36,6 +36,23 @@ def test_a_climb_never_descends(toy_model, toy_batch):
         _, end, _ = climb(target, theta, np.arange(len(theta)), iterations)
         assert (end >= begin).all()
         begin = end
+
+
+def test_a_size_that_explains_nothing_does_not_run_away(toy_stellar, toy_stellar_batch):
+    """Where the size of the residuals hardly changes with h, a misfit sends no climb to absurd h.
+
+    No step changes h by more than `LONGEST`, none promises less than nothing, and every star keeps a mode.
+    """
+    model = copy.deepcopy(toy_stellar)
+    model.residual.spread.fill_(0.02)
+    batch = replace(toy_stellar_batch, ivar=1e6 * toy_stellar_batch.ivar)
+    target = Target(model, batch)
+    theta = target.join(*(torch.randn(part.shape) for part in target.split(target.free.float())))
+    state = _Climb(theta, *target.gradient(theta), target.metric(theta), torch.full((len(theta),), 1e-6))
+    step, _ = state.proposal(slice(target.end, target.core))
+    assert step[:, target.end].abs().max() == pytest.approx(LONGEST)
+    assert (state.promise() >= 0).all()
+    assert find_modes(model, batch).log_density.amax(-1).isfinite().all()
 
 
 @pytest.mark.gpu
