@@ -26,7 +26,7 @@ HOPELESS = 15.0
 """A climb ends early if, with all that its step promises, it would end by this much below the star's best."""
 
 LONGEST = 2.0
-"""Most that a step may change the size h: beyond two of its standard deviations no quadratic is to be believed."""
+"""Most that a step may change the size h: two of its standard deviations, beyond which no quadratic holds."""
 
 ROWS = 256
 """Spectra times starts in one pass: what the generator runs fastest at."""
@@ -160,7 +160,7 @@ class _Climb:
         return step, self._promise(step)
 
     def promise(self) -> Tensor:
-        """The gain that a whole, undamped step promises, (R,): never less than none, whatever rounding says."""
+        """The gain that a whole, undamped step promises, (R,): not less than none, whatever rounding says."""
         factor = torch.linalg.cholesky(self.curvature)
         whole = torch.cholesky_solve(self.gradient[..., None], factor)[..., 0]
         return self._promise(whole).clamp_min(0)
