@@ -66,7 +66,7 @@ def load_model(name: str | Path, *, device: torch.device | str = "cpu") -> Stell
             Encoder(**architecture["encoder"]),
             Generator(**architecture["generator"]),
             LatentPrior(
-                *(tensors[f"prior.{part}"] for part in ("centres", "log_weights", "bandwidth")),
+                *(tensors[f"prior.{part}"].float() for part in ("centres", "log_weights", "bandwidth")),
                 **architecture.get("prior", {}),  # a card that does not say has round kernels
             ),
             noise(**architecture["noise"]),
@@ -106,7 +106,7 @@ def _read_card(path: Path) -> dict[str, Any]:
 def save_model(
     model: StellarModel, path: str | Path, *, card: Mapping[str, Any], overwrite: bool = False
 ) -> Path:
-    """Write a bundle.
+    """Write a bundle. Tensors that half precision holds to the last bit are written in it.
 
     Arguments:
         model: What to save.
@@ -123,7 +123,7 @@ def save_model(
     if (path / CARD).exists() and not overwrite:
         raise BundleError(f"{path}: there is a bundle already")
     path.mkdir(parents=True, exist_ok=True)
-    weights = save({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()})
+    weights = save({name: _compact(tensor.cpu()).contiguous() for name, tensor in model.state_dict().items()})
     parts = {"encoder": model.encoder, "generator": model.generator, "noise": model.noise}
     parts |= {} if model.residual is None else {"residual": model.residual}
     parts |= {"prior": model.prior} if model.prior.config["neighbours"] else {}
@@ -140,6 +140,11 @@ def save_model(
     (path / WEIGHTS).write_bytes(weights)
     (path / CARD).write_text(json.dumps(full, indent=1, allow_nan=False) + "\n")
     return path
+
+
+def _compact(tensor: torch.Tensor) -> torch.Tensor:
+    half = tensor.half() if tensor.is_floating_point() else tensor
+    return half if torch.equal(half.to(tensor.dtype), tensor) else tensor
 
 
 def _locate(name: str | Path) -> Path:

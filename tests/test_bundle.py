@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -25,6 +26,21 @@ def test_round_trip(toy_model, toy_batch, tmp_path):
     z, log_scale = torch.zeros(len(toy_batch), 2), torch.zeros(toy_batch.flux.shape[:2])
     for a, b in zip(*(log_joint(m, toy_batch, z, log_scale) for m in (toy_model, back)), strict=True):
         assert torch.equal(a, b)
+
+
+def test_what_half_precision_holds_takes_half_the_room(toy_model, tmp_path):
+    """And comes back to the last bit, in single precision."""
+    rounded = copy.deepcopy(toy_model)
+    weight = rounded.generator.features.weight
+    weight.copy_(weight.half())
+    sizes = []
+    for name, model in (("whole", toy_model), ("rounded", rounded)):
+        path = save_model(model, tmp_path / name, card={})
+        sizes.append((path / "model.safetensors").stat().st_size)
+        back = load_model(path).generator.features.weight
+        assert back.dtype == torch.float32
+        assert torch.equal(back, model.generator.features.weight)
+    assert sizes[0] - sizes[1] == pytest.approx(2 * weight.numel(), abs=64)
 
 
 def test_a_path_is_never_taken_for_a_name(toy_model, tmp_path, monkeypatch):

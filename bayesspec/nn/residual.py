@@ -7,10 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["WIDTHS", "ResidualTerm"]
+__all__ = ["PERSISTENCE", "WIDTHS", "ResidualTerm"]
 
-WIDTHS = (1.0, 5.0, 25.0, 125.0)
-"""How many times as large as usual the discrepancy of a pixel may be: a line that no pattern has."""
+WIDTHS = (0.5, 1.0, 2.0, 5.0, 25.0, 125.0)
+"""How many times as large as usual the discrepancy of a pixel may be; the widest are lines no pattern has."""
+
+PERSISTENCE = 0.9
+"""Probability that a pixel keeps the width of the one before: a line, or a noisy stretch, is several pixels
+wide. Of training stars, by maximum likelihood; about the same for every width."""
 
 LOG_RANGE = 4.0
 """The log size of a star's residuals stays within this, smoothly."""
@@ -33,8 +37,9 @@ class ResidualTerm(nn.Module):
     function of z around each. w is standard normal. A star that is like no other of its kind is told by h,
     standard normal: all its residuals are larger.
 
-    Where e is put back after the fit, a few pixels have one that is several times as large: `share` says how
-    often, pixel by pixel, for each of `WIDTHS`. An emission line that no pattern has is no cosmic ray.
+    Where e is put back after the fit, pixels have one of several `WIDTHS`: `share` says how often, pixel by
+    pixel, and neighbours tend to have the same (`PERSISTENCE`). An emission line that no pattern has, several
+    pixels wide, is no cosmic ray.
 
     The R + 1 latents of the residual are h and after it w.
 
@@ -47,8 +52,8 @@ class ResidualTerm(nn.Module):
         bands: Knots along the spectrum between which an anchor's part of :math:`\log \tau` is interpolated.
 
     Example:
-        >>> residual = ResidualTerm(latent_dim=6, components=40)
-        >>> z, w = torch.zeros(7, 6), torch.zeros(7, 1 + 40)
+        >>> residual = ResidualTerm(latent_dim=6, components=80)
+        >>> z, w = torch.zeros(7, 6), torch.zeros(7, 1 + 80)
         >>> residual(z, w).shape, residual.discrepancy(z, w).shape
         (torch.Size([7, 2048]), torch.Size([7, 2048]))
     """
@@ -58,7 +63,7 @@ class ResidualTerm(nn.Module):
         latent_dim: int = 6,
         size: int = 2048,
         patterns: int = 192,
-        components: int = 40,
+        components: int = 80,
         anchors: int = 80,
         bands: int = 64,
     ) -> None:
@@ -82,7 +87,8 @@ class ResidualTerm(nn.Module):
         self.register_buffer("factor", torch.zeros(anchors, patterns, components, dtype=half))
         self.register_buffer("log_discrepancy", torch.full((size,), -4.0))
         self.register_buffer("log_bands", torch.zeros(anchors, bands))
-        self.register_buffer("share", torch.tensor([1.0, 0, 0, 0])[:, None].repeat(1, size))
+        usual = (torch.tensor(WIDTHS) == 1).float()
+        self.register_buffer("share", usual[:, None].repeat(1, size))
         self.register_buffer("spread", torch.tensor(0.5))
         self.register_buffer("interpolation", _hats(bands, size), persistent=False)
 

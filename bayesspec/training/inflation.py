@@ -16,12 +16,15 @@ from bayesspec.noise_level import NORMAL_MEDIAN
 
 from .clean import Residuals, smooth
 
-__all__ = ["inflated", "size_spread", "wide_shares"]
+__all__ = ["inflated", "size_spread", "to_bulk", "wide_shares"]
 
-SPREAD = 0.3, 1.0
+SPREAD = 0.2, 1.0
 """Least and most spread of the log size of a star's residuals about what is usual for its kind."""
 
-LEAST_SHARES = 0.0, 3e-3, 3e-5, 1e-5
+SIZES = -2.0, 2.5, 37
+"""Log sizes that are tried: from, to, how many."""
+
+LEAST_SHARES = 1e-3, 1e-3, 1e-3, 1e-3, 3e-5, 1e-5
 """Of pixels whose discrepancy is each of `WIDTHS` as large as usual."""
 
 SMOOTH = 9
@@ -101,13 +104,22 @@ def inflated(
     return replace(seen, flux=torch.where(seen.mask, 0.0, flux))
 
 
-def size_spread(term: ResidualTerm, unseen: Residuals) -> Tensor:
-    """Root mean square of the log size that each unseen star would have, within reason."""
-    sizes = torch.linspace(-2.0, 2.5, 19)
+def log_sizes(term: ResidualTerm, residuals: Residuals) -> Tensor:
+    """The log size of each star's residuals that is most probable of `SIZES`, (N, 1), before any prior."""
+    spread, sizes = term.spread.clone(), torch.linspace(*SIZES)
     term.spread.fill_(1.0)
-    by_size = [log_likelihood(term, unseen, size.expand(len(unseen.z), 1)) for size in sizes]
-    best = sizes[torch.stack(by_size).argmax(0)]
-    return best.square().mean().sqrt().clamp(*SPREAD)
+    by_size = [log_likelihood(term, residuals, size.expand(len(residuals.z), 1)) for size in sizes]
+    term.spread.copy_(spread)
+    return sizes[torch.stack(by_size).argmax(0)][:, None]
+
+
+def size_spread(term: ResidualTerm, unseen: Residuals) -> Tensor:
+    """Spread of the log size of unseen stars, within reason: of most, not of the few that are like no other.
+
+    These make themselves known as soon as there is some light; where there is little, their sizes would
+    widen everybody's prior.
+    """
+    return (NORMAL_MEDIAN * log_sizes(term, unseen).abs().median()).clamp(*SPREAD)
 
 
 def _excess(term: ResidualTerm, residuals: Residuals) -> tuple[NDArray, NDArray]:
@@ -139,20 +151,34 @@ def _ratio(unseen: NDArray, seen: NDArray, unseen_klass: NDArray, seen_klass: ND
     return ratios.clip(1.0, 30.0)
 
 
-def wide_shares(term: ResidualTerm, residuals: Residuals, weights: Tensor, iterations: int = 12) -> Tensor:
-    """How often the discrepancy of each pixel is as wide as each of `WIDTHS`, (K, D), rows summing to 1.
+def bulk(term: ResidualTerm, residuals: Residuals) -> tuple[Tensor, Tensor]:
+    """What the patterns leave, in units of tau, (N, D), and how large most of it is in each star, (N, 1)."""
+    found = posterior(term, residuals)
+    left = (residuals.flux - found.usual - found.patterns) / found.tau_square.sqrt()
+    middle = torch.where(residuals.mask, torch.nan, left.abs()).nanmedian(-1, keepdim=True).values
+    return left, (NORMAL_MEDIAN * middle).clamp_min(1e-3)
+
+
+def to_bulk(term: ResidualTerm, unseen: Residuals) -> None:
+    """Make tau the size of most of e in a typical unseen star: of the rest `wide_shares` takes care.
+
+    The likelihood, to which pixels far off are noise, finds that size in any star with enough light. Were tau
+    their root mean square, intervals would be too wide where there is too little.
+    """
+    term.log_discrepancy += bulk(term, unseen)[1].log().mean()
+
+
+def wide_shares(term: ResidualTerm, residuals: Residuals, weights: Tensor, iterations: int = 30) -> Tensor:
+    """How often the discrepancy of each pixel is as wide as each of `WIDTHS`, (K, D), columns summing to 1.
 
     Maximum likelihood, by expectation-maximisation, of what the patterns leave of the stars, each in units of
     its own bulk.
     """
-    found = posterior(term, residuals)
-    left = (residuals.flux - found.usual - found.patterns) / found.tau_square.sqrt()
-    size = torch.where(residuals.mask, torch.nan, left.abs()).nanmedian(-1, keepdim=True).values
-    square = (left / (NORMAL_MEDIAN * size).clamp_min(1e-6)).square()
+    left, size = bulk(term, residuals)
+    square = (left / size).square()
     say = weights[:, None] * ~residuals.mask
     widths, least = torch.tensor(WIDTHS)[:, None], torch.tensor(LEAST_SHARES)[:, None]
-    share = least.clamp_min(1e-3).expand(-1, square.shape[-1])
-    share = share / share.sum(0)
+    share = torch.full((len(WIDTHS), square.shape[-1]), 1 / len(WIDTHS))
     density = torch.stack([-0.5 * square / width**2 - width.log() for width in widths])
     for _ in range(iterations):
         whose = (density + share.log()[:, None]).softmax(0)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from bayesspec.bundle import load_model, save_model
 from bayesspec.data.library import CLASSES, StarLibrary
@@ -172,6 +173,7 @@ def train(
     )
     network, term = _train_noise(train_exposures, recipe, checkpoints, progress), None
     if isinstance(network, RobustNoiseNetwork):
+        _round(encoder, generator)
         term, latents = fit_residual(
             generator,
             encoder,
@@ -220,6 +222,13 @@ def _train_noise(
     if recipe.residual:
         return train_robust_noise(exposures, recipe.robust_noise, **options)
     return train_noise(exposures, recipe.noise, **options)
+
+
+def _round(*networks: nn.Module) -> None:
+    """Keep three digits of every weight: as many as are of use, in half the room of a bundle."""
+    with torch.no_grad():
+        for parameter in (parameter for network in networks for parameter in network.parameters()):
+            parameter.copy_(parameter.half())
 
 
 def _origin(card: dict[str, Any]) -> dict[str, Any]:

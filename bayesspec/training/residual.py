@@ -24,7 +24,7 @@ from .clean import (
     smooth,
     without_junk,
 )
-from .inflation import inflated, size_spread, wide_shares
+from .inflation import inflated, size_spread, to_bulk, wide_shares
 
 __all__ = ["ResidualRecipe", "fit_residual"]
 
@@ -63,7 +63,7 @@ class ResidualRecipe:
     """
 
     patterns: int = 192
-    components: int = 40
+    components: int = 80
     anchors: int = 80
     neighbours: float = 60.0
     shrinkage: float = 10.0
@@ -132,6 +132,7 @@ def fit_residual(
     larger = inflated(term, seen, train.klass, others, unseen.klass)
     _fit_anchors(term, larger, sizes, of_own_kind, recipe)
     term.spread.copy_(size_spread(term, others))
+    to_bulk(term, others)
     term.share.copy_(wide_shares(term, seen, weights))
     return term.requires_grad_(False), seen.z
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
@@ -14,8 +15,15 @@ from bayesspec.data.library import StarLibrary
 from bayesspec.data.noise import NoiseLibrary
 from bayesspec.nn import RobustNoiseNetwork
 from bayesspec.nn.generator import forward_jacobian
-from bayesspec.training.clean import filled_classes, fit_latents, less_noise_of_the_clean, without_junk
-from bayesspec.training.inflation import _ratio
+from bayesspec.nn.residual import WIDTHS
+from bayesspec.training.clean import (
+    Residuals,
+    filled_classes,
+    fit_latents,
+    less_noise_of_the_clean,
+    without_junk,
+)
+from bayesspec.training.inflation import _ratio, size_spread, to_bulk, wide_shares
 from bayesspec.training.metrics import robust_noise_metrics
 from bayesspec.training.recipe import Recipe
 from bayesspec.training.residual import ResidualRecipe, fit_residual
@@ -110,7 +118,7 @@ def test_sizes_are_those_of_the_classes(term):
     of_w, of_e = sizes(term[0])
     np.testing.assert_allclose(of_w, np.sqrt((SIZES**2).sum(-1) / D), rtol=0.2)
     np.testing.assert_allclose(of_e, TAU, rtol=0.2)
-    assert 0.3 <= term[0].spread <= 1.0
+    assert term[0].spread == pytest.approx(0.2)  # the least: stars of a class are all of one size
     assert not any(parameter.requires_grad for parameter in term[0].parameters())
 
 
@@ -137,12 +145,54 @@ def test_latents_are_those_that_fit_best(term):
 
 
 def test_unseen_stars_inflate(term):
-    """Residuals of unseen stars twice as large: sizes grow; half as large: they do not shrink."""
+    """Of unseen stars twice as large: sizes grow; half as large: that of the patterns does not shrink."""
     usual = np.array(sizes(term[0]))
     larger = np.array(sizes(fitted(library(0), library(1, 80, larger=2.0))[0]))
     smaller = np.array(sizes(fitted(library(0), library(1, 80, larger=0.5))[0]))
     np.testing.assert_allclose(larger / usual, 2, rtol=0.25)
-    np.testing.assert_allclose(smaller / usual, 1, rtol=0.2)
+    np.testing.assert_allclose(smaller[0] / usual[0], 1, rtol=0.2)
+    assert (smaller[1] < usual[1]).all()
+
+
+def drawn(term, log_size: Tensor, widths: Tensor) -> Residuals:
+    """Residuals (N, D) of stars at an anchor whose sizes are known, with an e as wide as `widths` (N, D)."""
+    rng = torch.Generator().manual_seed(5)
+    z = term.anchors[:1].expand(len(log_size), -1)
+    w = torch.randn(len(z), term.components, generator=rng)
+    e = widths * torch.randn(widths.shape, generator=rng) * term.discrepancy(z, torch.zeros(1, 1))
+    patterns = (term.local_factor(z) @ w[..., None])[..., 0] @ term.basis.float()
+    flux = term.local_offset(z) @ term.basis.float() + log_size.exp()[:, None] * (patterns + e)
+    return Residuals(z, flux, torch.zeros_like(flux), torch.zeros_like(flux, dtype=torch.bool))
+
+
+def test_spread_is_that_of_most_stars(term):
+    """A twentieth that is seven times as large as usual hardly changes it."""
+    rng = torch.Generator().manual_seed(4)
+    log_size = 0.4 * torch.randn(400, generator=rng)
+    spread = [0.0, 0.0]
+    for n in range(2):
+        spread[n] = float(size_spread(term[0], drawn(term[0], log_size, torch.ones(400, D))))
+        log_size[:20] = 2.0
+    assert spread[0] == pytest.approx(0.4, rel=0.15)
+    assert spread[1] == pytest.approx(spread[0], rel=0.15)
+
+
+@pytest.mark.parametrize("truth", [[0, 1.0, 0, 0, 0, 0], [0.4, 0.5, 0.09, 0.01, 0, 0]])
+def test_tau_and_shares_say_how_e_is_spread(term, truth):
+    """As many pixels are within any multiple of what tau was as tau and shares say; tau is of most of e."""
+    rng, truth, widths = torch.Generator().manual_seed(3), torch.tensor(truth), torch.tensor(WIDTHS)
+    chosen = torch.multinomial(truth, 400 * D, replacement=True, generator=rng).reshape(400, D)
+    residuals = drawn(term[0], torch.zeros(400), widths[chosen])
+    changed = copy.deepcopy(term[0])
+    to_bulk(changed, residuals)
+    share = wide_shares(changed, residuals, torch.full((400,), 1 / 400))
+    torch.testing.assert_close(share.sum(0), torch.ones(D))
+    unit = (changed.log_discrepancy - term[0].log_discrepancy).exp().mean()
+    assert (unit < 0.9) == (truth[0] > 0)
+    for multiple in (0.3, 1.0, 3.0):
+        expected = (truth * torch.erf(multiple / widths / 2**0.5)).sum()
+        found = (share.mean(1) * torch.erf(multiple / (unit * widths) / 2**0.5)).sum()
+        assert float(found) == pytest.approx(float(expected), abs=0.04)
 
 
 def test_inflation_is_never_below_one():
