@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from bayesspec.model import StellarModel
-from bayesspec.nn.residual import PERSISTENCE, WIDTHS
+from bayesspec.nn.residual import WIDTHS
 from bayesspec.observation import ObservationBatch
 
-__all__ = ["Discrepancy", "discrepancy_posterior", "width_odds"]
-
-IMPOSSIBLE = -1e9
-"""Log density in place of minus infinity, whose gradient is not a number."""
+__all__ = ["Discrepancy", "discrepancy_posterior"]
 
 
 class Discrepancy(NamedTuple):
@@ -68,10 +64,10 @@ def discrepancy_posterior(
 
     :math:`e_d \sim \mathcal{N}(0, \tau_d^2)`, and exposure by exposure :math:`r_d - \mu_d = e_d + n_d` where
     the noise has the variance that the mixture makes of this residual. e is narrower or several times as wide
-    in some pixels, the residual term's `share`, see `width_odds`. The likelihood, to which the widest are
-    outliers like others, does not ask whose they are; here it matters: what sticks out by far more than the
-    noise, in several pixels on end or where stars are known to have lines, is rather the star's than a cosmic
-    ray.
+    in some pixels, the residual term's `share`. The likelihood, to which the widest are outliers like others,
+    does not ask whose they are; here it matters: what sticks out by far more than the noise, where stars are
+    known to have lines, is rather the star's than a cosmic ray. That neighbours stick out, too, says nothing:
+    so do those of a sky line.
 
     Arguments:
         model: The model.
@@ -86,45 +82,13 @@ def discrepancy_posterior(
     beyond = torch.where(flow.observed, flow.residual(batch.flux) - flow.conditional(batch.flux)[0], 0.0)
     tau = model.residual.discrepancy(*model.split(latents[:, 0]))
 
-    log_densities, means, shares, variances = [], [], [], []
-    for width in WIDTHS:
+    log_odds, means, shares, variances = [], [], [], []
+    for part, width in zip(model.residual.share, WIDTHS, strict=True):
         log_density, precision = flow.noise_given(batch.flux, width)
         whole = precision.sum(1) + (width * tau).square().reciprocal()
-        log_densities.append(log_density.sum(1))
+        log_odds.append(log_density.sum(1) + part.log())
         means.append((precision * beyond).sum(1) / whole)
         shares.append(precision.sum(1) / whole)
         variances.append(whole.reciprocal())
-    odds = width_odds(torch.stack(log_densities), model.residual.share)
+    odds = torch.stack(log_odds).softmax(0)
     return Discrepancy(odds, torch.stack(means), torch.stack(shares), torch.stack(variances))
-
-
-def width_odds(log_density: Tensor, share: Tensor, persistence: float = PERSISTENCE) -> Tensor:
-    """Probability of each of K widths in every pixel given all pixels, (K, N, D).
-
-    Widths are a Markov chain along the spectrum: with a probability of `persistence` a pixel has the width of
-    the one before, else one by `share`, whatever that was. Where nothing is observed the neighbours tell.
-
-    Arguments:
-        log_density: Of what was observed of each pixel, were this its width, (K, N, D); 0 where nothing was.
-        share: How often each pixel has each width, (K, D), columns of sum 1.
-        persistence: In [0, 1).
-
-    Example:
-        >>> share = torch.tensor([[0.9] * 5, [0.1] * 5])
-        >>> width_odds(torch.zeros(2, 1, 5), share)[1, 0]
-        tensor([0.1000, 0.1000, 0.1000, 0.1000, 0.1000])
-        >>> width_odds(torch.tensor([[[0, 0, 0, 0, 0]], [[0, 5, 5, 0, 0]]]), share)[1, 0].round(decimals=2)
-        tensor([0.9100, 1.0000, 1.0000, 0.9100, 0.8300])
-    """
-    never, possible = share <= 0, share.clamp_min(torch.finfo(share.dtype).tiny)
-    stay = persistence * torch.eye(len(share), dtype=share.dtype, device=share.device)
-    step = (stay + (1 - persistence) * possible.T[:, None]).log()
-    # The gradient of the evidence by a log density is the posterior probability of its state.
-    with torch.enable_grad():
-        observed = torch.where(never[:, None], IMPOSSIBLE, log_density.detach())
-        observed = observed.movedim(0, -1).to(share.dtype).requires_grad_()
-        chain = dist.DiscreteHMM(possible[:, 0].log(), step, dist.Unit(observed), validate_args=False)
-        evidence = chain.log_prob(observed.new_empty(*observed.shape[:-1], 0))
-        (odds,) = torch.autograd.grad(evidence.sum(), observed)
-    odds = odds.clamp_min(0)
-    return (odds / odds.sum(-1, keepdim=True)).movedim(-1, 0)

@@ -7,14 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PERSISTENCE", "WIDTHS", "ResidualTerm"]
+__all__ = ["WIDTHS", "ResidualTerm"]
 
 WIDTHS = (0.5, 1.0, 2.0, 5.0, 25.0, 125.0)
 """How many times as large as usual the discrepancy of a pixel may be; the widest are lines no pattern has."""
-
-PERSISTENCE = 0.9
-"""Probability that a pixel keeps the width of the one before: a line, or a noisy stretch, is several pixels
-wide. Of training stars, by maximum likelihood; about the same for every width."""
 
 LOG_RANGE = 4.0
 """The log size of a star's residuals stays within this, smoothly."""
@@ -38,8 +34,7 @@ class ResidualTerm(nn.Module):
     standard normal: all its residuals are larger.
 
     Where e is put back after the fit, pixels have one of several `WIDTHS`: `share` says how often, pixel by
-    pixel, and neighbours tend to have the same (`PERSISTENCE`). An emission line that no pattern has, several
-    pixels wide, is no cosmic ray.
+    pixel. An emission line that no pattern has is no cosmic ray.
 
     The R + 1 latents of the residual are h and after it w.
 

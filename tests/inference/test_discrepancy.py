@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from dataclasses import replace
 
-import pytest
 import torch
 
-from bayesspec.inference.discrepancy import discrepancy_posterior, width_odds
-from bayesspec.nn.residual import PERSISTENCE
+from bayesspec.inference.discrepancy import discrepancy_posterior
 
 
 def point(model, batch, seed=0):
@@ -112,57 +109,6 @@ def with_wide_pixels(model):
     share = torch.tensor([0, 0.9, 0, 0.06, 0.03, 0.01])
     wide.residual.share.copy_(share[:, None].expand(-1, model.grid.size))
     return wide
-
-
-def by_enumeration(log_density, share, persistence):
-    """Probability of every width in every pixel, (K, N, D), as a sum over all K^D ways."""
-    widths, _, pixels = log_density.shape
-    odds = torch.zeros_like(log_density)
-    for way in itertools.product(range(widths), repeat=pixels):
-        log_p = share[way[0], 0].log() + log_density[way[0], :, 0]
-        for d in range(1, pixels):
-            stay = persistence * (way[d] == way[d - 1])
-            log_p = log_p + (stay + (1 - persistence) * share[way[d], d]).log() + log_density[way[d], :, d]
-        odds[list(way), :, range(pixels)] += log_p.exp()
-    return odds / odds.sum(0)
-
-
-@pytest.mark.parametrize("persistence", [0.0, 0.6, PERSISTENCE])
-def test_odds_are_those_of_all_ways(persistence):
-    """Of three widths in five pixels: the sum over all 243; without persistence each pixel by itself."""
-    rng = torch.Generator().manual_seed(0)
-    log_density = 2 * torch.randn(3, 4, 5, generator=rng, dtype=torch.float64)
-    share = torch.rand(3, 5, generator=rng, dtype=torch.float64) + 0.05
-    share = share / share.sum(0)
-    found = width_odds(log_density, share, persistence)
-    torch.testing.assert_close(found, by_enumeration(log_density, share, persistence))
-    if persistence == 0:
-        torch.testing.assert_close(found, (log_density + share.log()[:, None]).softmax(0))
-
-
-def test_odds_without_data_are_the_shares():
-    """Where these are the same everywhere; a width that does not occur is never taken, whatever is seen."""
-    share = torch.tensor([0.7, 0.3, 0.0])[:, None].expand(-1, 2048)
-    torch.testing.assert_close(width_odds(torch.zeros(3, 2, 2048), share), share[:, None].expand(-1, 2, -1))
-    seen = torch.zeros(3, 2, 2048)
-    seen[2] = 1e4
-    assert (width_odds(seen, share)[2] == 0).all()
-
-
-def test_a_line_of_several_pixels_is_the_star_s(toy_stellar, toy_stellar_batch):
-    """Of five pixels on end that stick out more is taken for the star's than of as many that are alone."""
-    model, batch = with_wide_pixels(toy_stellar), toy_stellar_batch.select([0])
-    latents, scale = point(model, batch)
-    s, tau = model.spectrum(latents), model.residual.discrepancy(*model.split(latents))
-    together, alone = slice(48, 53), slice(20, 80, 15)
-    parts = []
-    for where in (together, alone):
-        flux = s[:, None].expand_as(batch.flux).clone()
-        noise = batch.ivar[0, 0, where].rsqrt()
-        flux[0, 0, where] += 5 * (noise.square() + tau[0, where].square()).sqrt()
-        found = discrepancy_posterior(model, replace(batch, flux=flux), latents, scale)
-        parts.append((found.odds[3:, 0, where].sum(0)).mean())
-    assert parts[0] > 1.5 * parts[1]
 
 
 def test_a_line_where_stars_have_lines_is_the_star_s(toy_stellar, toy_stellar_batch):
