@@ -160,13 +160,13 @@ class BenchmarkSet:
 KINDS = ("observed", "stack", "model")
 
 
-def choose_stars(library: StarLibrary, per_class: int) -> StarLibrary:
-    """Clean test stars, one spectrum each and at most `per_class` of a class.
+def choose_stars(library: StarLibrary, per_class: int, side: str = "test") -> StarLibrary:
+    """Clean stars of a side of the split, one spectrum each and at most `per_class` of a class.
 
     Of a star's spectra it is the one that covers most; others would add spectra but no independent star. Real
     stars come before models, and complete spectra before others.
     """
-    clean = library.clean(CLEAN_SNR).split("test")
+    clean = library.clean(CLEAN_SNR).split(side)
     coverage = (~clean.mask).mean(-1)
     best = np.lexsort((-clean.snr, -coverage, clean.star))
     _, first = np.unique(clean.star[best], return_index=True)
@@ -186,6 +186,8 @@ def build_sets(
     grid: WavelengthGrid,
     recipe: BenchmarkRecipe,
     names: tuple[str, ...] | None = None,
+    *,
+    side: str = "test",
 ) -> Iterator[BenchmarkSet]:
     """Every set, in the order of `SETS`, from the test sides of a star library and a noise library.
 
@@ -198,15 +200,16 @@ def build_sets(
         grid: Of both.
         recipe: How large.
         names: The sets to build; None: all.
+        side: Of the split; what is tuned to the validation side says nothing of the test side.
 
     Raises:
-        BayesspecError: if no star or no epoch is on the test side.
+        BayesspecError: if no star or no epoch is on that side.
     """
-    exposures = noise.split("test")
-    stars = choose_stars(library, recipe.per_class)
+    exposures = noise.split(side)
+    stars = choose_stars(library, recipe.per_class, side)
     for what, part in (("star with S/N above 60", stars), ("epoch", exposures)):
         if not len(part):
-            raise BayesspecError(f"no {what} is on the test side of the split")
+            raise BayesspecError(f"no {what} is on the {side} side of the split")
     for name in SETS if names is None else names:
         yield _build(name, stars, exposures, grid, recipe)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -149,29 +150,34 @@ class RobustNoiseFlow(SpectrumNoise):
 
         :math:`\sum_m \rho_m / (\kappa_m^2 e^{2 \alpha} \sigma^2)`.
         """
-        return self.noise_given(value)[1]
+        return self.noise_given(value).precision[0]
 
-    def noise_given(self, value: Tensor, wider: float = 1.0) -> tuple[Tensor, Tensor]:
-        r"""What the discrepancy's posterior needs, were the discrepancy wider than the flow has it.
+    def noise_given(
+        self, value: Tensor, widths: Sequence[float] = (1.0,), beneath: Tensor | None = None
+    ) -> NoiseGiven:
+        r"""What the discrepancy's posterior needs, were it wider or narrower than the flow has it.
 
-        The centres and widths of the noise are the flow's own.
+        The widths of the noise are the flow's own, and so are its centres, unless the discrepancy is known:
+        then they are those given the noise of the pixels before, which is what it leaves of them.
 
         Arguments:
             value: Spectra, (..., D).
-            wider: How many times as wide.
-
-        Returns:
-            Log density of every pixel's residual, and the precision of its noise alone,
-            :math:`\sum_m \rho_m / (\kappa_m^2 e^{2 \alpha} \sigma^2)`, each (..., D), 0 where not observed.
+            widths: How many times as wide, K of them.
+            beneath: The discrepancy of the pixels before, in the unit of s, broadcastable to (..., D).
         """
         residual = self.residual(value)
-        given = self._given(residual)
-        if self.discrepancy is not None:
-            tau = wider * self.widths()[1]
-            given = given._replace(variances=[n + tau.square() for n in given.noise_variances])
-        terms = torch.stack(given.log_densities(residual))
-        precision = (terms.softmax(0) / torch.stack(given.noise_variances)).sum(0)
-        return self._where_observed(terms.logsumexp(0)), self._where_observed(precision)
+        given, densities, precisions = self._given(residual, beneath), [], []
+        noise = torch.stack(given.noise_variances)
+        for width in widths:
+            wider = given
+            if self.discrepancy is not None:
+                tau = width * self.widths()[1]
+                wider = given._replace(variances=[n + tau.square() for n in given.noise_variances])
+            terms = torch.stack(wider.log_densities(residual))
+            densities.append(self._where_observed(terms.logsumexp(0)))
+            precisions.append(self._where_observed((terms.softmax(0) / noise).sum(0)))
+        beyond = self._where_observed(residual - given.centre)
+        return NoiseGiven(beyond, torch.stack(densities), torch.stack(precisions))
 
     @torch.no_grad()
     def sample(self, sample_shape: Size = Size()) -> Tensor:
@@ -211,10 +217,14 @@ class RobustNoiseFlow(SpectrumNoise):
         # One component after the other: all at once, in one tensor, is ten times slower.
         return functools.reduce(torch.logaddexp, self._given(residual).log_densities(residual))
 
-    def _given(self, residual: Tensor) -> _Conditionals:
+    def _given(self, residual: Tensor, beneath: Tensor | None = None) -> _Conditionals:
         sigma, tau, total = self.widths()
-        mean, alpha = self.network(residual / total, self.context())
-        centre = mean * (sigma if tau is None else sigma.square() / total)
+        if beneath is None:
+            mean, alpha = self.network(residual / total, self.context())
+            centre = mean * (sigma if tau is None else sigma.square() / total)
+        else:
+            mean, alpha = self.network(self._where_observed(residual - beneath) / sigma, self.context())
+            centre = mean * sigma
 
         log_weights, scales = self.network.mixture()
         square = (alpha.exp() * sigma).square()
@@ -234,6 +244,20 @@ class RobustNoiseFlow(SpectrumNoise):
 
     def _where_observed(self, value: Tensor) -> Tensor:
         return value if self._observed is None else torch.where(self._observed, value, 0.0)
+
+
+class NoiseGiven(NamedTuple):
+    """What is seen beyond s and the expected noise, and what the noise makes of it for each of K widths of e.
+
+    Each is 0 where not observed.
+    """
+
+    beyond: Tensor
+    """In the unit of s, (..., D)."""
+    log_density: Tensor
+    """Of every pixel's residual, (K, ..., D)."""
+    precision: Tensor
+    r"""Of the noise alone, :math:`\sum_m \rho_m / (\kappa_m^2 e^{2 \alpha} \sigma^2)`, (K, ..., D)."""
 
 
 class _Conditionals(NamedTuple):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bayesspec.distributions.robust_flow import NoiseGiven
 from bayesspec.model import StellarModel
 from bayesspec.nn.residual import WIDTHS
 from bayesspec.observation import ObservationBatch
@@ -64,10 +65,13 @@ def discrepancy_posterior(
 
     :math:`e_d \sim \mathcal{N}(0, \tau_d^2)`, and exposure by exposure :math:`r_d - \mu_d = e_d + n_d` where
     the noise has the variance that the mixture makes of this residual. e is narrower or several times as wide
-    in some pixels, the residual term's `share`. The likelihood, to which the widest are outliers like others,
-    does not ask whose they are; here it matters: what sticks out by far more than the noise, where stars are
-    known to have lines, is rather the star's than a cosmic ray. That neighbours stick out, too, says nothing:
-    so do those of a sky line.
+    in some pixels, as the residual term's `shares` say. The likelihood, to which the widest are outliers like
+    others, does not ask whose they are; here it matters: what sticks out by far more than the noise, where
+    stars of this kind are known to have lines, is rather the star's than a cosmic ray. That neighbours stick
+    out, too, says nothing: so do those of a sky line.
+
+    What is expected of a pixel's noise follows from the noise of those before it. So e is asked for twice:
+    the second time it is known, near enough, and no longer taken for noise there.
 
     Arguments:
         model: The model.
@@ -79,16 +83,18 @@ def discrepancy_posterior(
         return None
     latents = latents[:, None]
     flow = model.likelihood(latents, model.spectrum(latents), scale, batch)
-    beyond = torch.where(flow.observed, flow.residual(batch.flux) - flow.conditional(batch.flux)[0], 0.0)
-    tau = model.residual.discrepancy(*model.split(latents[:, 0]))
+    z, hw = model.split(latents[:, 0])
+    tau, shares = model.residual.discrepancy(z, hw), model.residual.shares(z).movedim(-2, 0)
 
-    log_odds, means, shares, variances = [], [], [], []
-    for part, width in zip(model.residual.share, WIDTHS, strict=True):
-        log_density, precision = flow.noise_given(batch.flux, width)
-        whole = precision.sum(1) + (width * tau).square().reciprocal()
-        log_odds.append(log_density.sum(1) + part.log())
-        means.append((precision * beyond).sum(1) / whole)
-        shares.append(precision.sum(1) / whole)
-        variances.append(whole.reciprocal())
-    odds = torch.stack(log_odds).softmax(0)
-    return Discrepancy(odds, torch.stack(means), torch.stack(shares), torch.stack(variances))
+    found = _given(flow.noise_given(batch.flux, WIDTHS), tau, shares)
+    return _given(flow.noise_given(batch.flux, WIDTHS, found.mean[:, None]), tau, shares)
+
+
+def _given(noise: NoiseGiven, tau: Tensor, shares: Tensor) -> Discrepancy:
+    """Of E exposures' noise, parts (..., N, E, D), of tau, (N, D), and of the widths' shares, (K, N, D)."""
+    widths = torch.tensor(WIDTHS, dtype=tau.dtype, device=tau.device)[:, None, None]
+    precision = noise.precision.sum(-2)
+    whole = precision + (widths * tau).square().reciprocal()
+    odds = (noise.log_density.sum(-2) + shares.log()).softmax(0)
+    means = (noise.precision * noise.beyond).sum(-2) / whole
+    return Discrepancy(odds, means, precision / whole, whole.reciprocal())

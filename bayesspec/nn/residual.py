@@ -33,8 +33,8 @@ class ResidualTerm(nn.Module):
     function of z around each. w is standard normal. A star that is like no other of its kind is told by h,
     standard normal: all its residuals are larger.
 
-    Where e is put back after the fit, pixels have one of several `WIDTHS`: `share` says how often, pixel by
-    pixel. An emission line that no pattern has is no cosmic ray.
+    Where e is put back after the fit, pixels have one of several `WIDTHS`: `shares` says how often, pixel by
+    pixel, for every kind of star. An emission line that no pattern has is no cosmic ray.
 
     The R + 1 latents of the residual are h and after it w.
 
@@ -45,6 +45,7 @@ class ResidualTerm(nn.Module):
         components: R.
         anchors: J.
         bands: Knots along the spectrum between which an anchor's part of :math:`\log \tau` is interpolated.
+        kinds: Of stars, each with shares of its own: the classes that anchors were made for.
 
     Example:
         >>> residual = ResidualTerm(latent_dim=6, components=80)
@@ -61,6 +62,7 @@ class ResidualTerm(nn.Module):
         components: int = 80,
         anchors: int = 80,
         bands: int = 64,
+        kinds: int = 10,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -70,6 +72,7 @@ class ResidualTerm(nn.Module):
             "components": components,
             "anchors": anchors,
             "bands": bands,
+            "kinds": kinds,
         }
         self.components = components
         # What is many numbers and of no use to more than three digits is kept in half precision.
@@ -83,7 +86,8 @@ class ResidualTerm(nn.Module):
         self.register_buffer("log_discrepancy", torch.full((size,), -4.0))
         self.register_buffer("log_bands", torch.zeros(anchors, bands))
         usual = (torch.tensor(WIDTHS) == 1).float()
-        self.register_buffer("share", usual[:, None].repeat(1, size))
+        self.register_buffer("kind", torch.arange(anchors) % kinds)
+        self.register_buffer("share", usual[:, None].to(half).repeat(kinds, 1, size))
         self.register_buffer("spread", torch.tensor(0.5))
         self.register_buffer("interpolation", _hats(bands, size), persistent=False)
 
@@ -138,6 +142,12 @@ class ResidualTerm(nn.Module):
         """Standard deviation of each pixel's discrepancy, (..., D), at latents (..., L) and (..., R + 1)."""
         bands = self.near(z) @ self.log_bands
         return (bands @ self.interpolation + self.log_discrepancy + self.log_size(hw[..., :1])).exp()
+
+    def shares(self, z: Tensor) -> Tensor:
+        """Probability of each of `WIDTHS` in each pixel, (..., K, D), for stars with latents (..., L)."""
+        of_kind = torch.nn.functional.one_hot(self.kind, len(self.share)).to(z.dtype)
+        shares = torch.einsum("...c,ckd->...kd", self.near(z) @ of_kind, self.share.to(z.dtype))
+        return shares / shares.sum(-2, keepdim=True)  # half precision sums to one but roughly
 
     def log_size(self, h: Tensor) -> Tensor:
         """The log factor on all residuals of stars with sizes h."""

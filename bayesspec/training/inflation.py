@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bayesspec.nn import ResidualTerm
-from bayesspec.nn.residual import WIDTHS
 from bayesspec.noise_level import NORMAL_MEDIAN
 
-from .clean import Residuals, smooth
+from .clean import Residuals
 
-__all__ = ["inflated", "size_spread", "to_bulk", "wide_shares"]
+__all__ = ["inflated", "size_spread", "to_bulk"]
 
 SPREAD = 0.2, 1.0
 """Least and most spread of the log size of a star's residuals about what is usual for its kind."""
@@ -24,11 +23,6 @@ SPREAD = 0.2, 1.0
 SIZES = -2.0, 2.5, 37
 """Log sizes that are tried: from, to, how many."""
 
-LEAST_SHARES = 1e-3, 1e-3, 1e-3, 1e-3, 3e-5, 1e-5
-"""Of pixels whose discrepancy is each of `WIDTHS` as large as usual."""
-
-SMOOTH = 9
-"""Pixels over which their shares are averaged."""
 
 SHRINKAGE = 4.0
 """Unseen stars that a class's own inflation counts for nothing against."""
@@ -160,29 +154,9 @@ def bulk(term: ResidualTerm, residuals: Residuals) -> tuple[Tensor, Tensor]:
 
 
 def to_bulk(term: ResidualTerm, unseen: Residuals) -> None:
-    """Make tau the size of most of e in a typical unseen star: of the rest `wide_shares` takes care.
+    """Make tau the size of most of e in a typical unseen star: of the rest `fit_shares` takes care.
 
     The likelihood, to which pixels far off are noise, finds that size in any star with enough light. Were tau
     their root mean square, intervals would be too wide where there is too little.
     """
     term.log_discrepancy += bulk(term, unseen)[1].log().mean()
-
-
-def wide_shares(term: ResidualTerm, residuals: Residuals, weights: Tensor, iterations: int = 30) -> Tensor:
-    """How often the discrepancy of each pixel is as wide as each of `WIDTHS`, (K, D), columns summing to 1.
-
-    Maximum likelihood, by expectation-maximisation, of what the patterns leave of the stars, each in units of
-    its own bulk.
-    """
-    left, size = bulk(term, residuals)
-    square = (left / size).square()
-    say = weights[:, None] * ~residuals.mask
-    widths, least = torch.tensor(WIDTHS)[:, None], torch.tensor(LEAST_SHARES)[:, None]
-    share = torch.full((len(WIDTHS), square.shape[-1]), 1 / len(WIDTHS))
-    density = torch.stack([-0.5 * square / width**2 - width.log() for width in widths])
-    for _ in range(iterations):
-        whose = (density + share.log()[:, None]).softmax(0)
-        share = (whose * say).sum(1) / say.sum(0).clamp_min(1e-12)
-        share = smooth(share, SMOOTH).maximum(least)
-        share = share / share.sum(0)
-    return share

@@ -29,6 +29,7 @@ from .noise import NoiseRecipe, train_noise
 from .prior import PriorRecipe, fit_prior
 from .residual import ResidualRecipe, fit_residual
 from .robust_noise import RobustNoiseRecipe, train_robust_noise
+from .shares import fit_shares
 
 __all__ = ["Recipe", "train"]
 
@@ -129,9 +130,9 @@ def train(
 
     The four steps of the paper: encoder and generator; latents of the training stars; a kernel density of
     them for each class; the noise flow. With a residual term the noise flow is another one, and then what the
-    generator leaves of the training stars is fitted. Stars and epochs are split by hash; the card's metrics
-    are those of the test stars and epochs, which no step has seen. Networks in training are checkpointed in
-    `out`/checkpoints.
+    generator leaves of the training stars is fitted, and at last how its discrepancy is spread. Stars and
+    epochs are split by hash; the card's metrics are those of the test stars and epochs, which no step has
+    seen. Networks in training are checkpointed in `out`/checkpoints.
 
     Arguments:
         library: Tables of clean spectra, see `StarLibrary.read`.
@@ -159,6 +160,8 @@ def train(
     train_stars, train_exposures = stars.split("train"), exposures.split("train")
     test_stars, test_exposures = stars.clean(60.0).split("test"), exposures.split("test")
     needed = {"test star": test_stars, "training night": train_exposures, "test night": test_exposures}
+    if recipe.residual:
+        needed |= {"validation night": exposures.split("validation")}
     for what, part in needed.items():
         if not len(part):
             raise BayesspecError(f"no {what} is among {len(stars)} spectra and {len(exposures)} exposures")
@@ -191,6 +194,8 @@ def train(
 
     sources, spectra = np.unique(train_stars.source, return_counts=True)
     model = StellarModel(recipe.grid, CLASSES, encoder, generator, prior, network, residual=term)
+    if term is not None:
+        term.share.copy_(fit_shares(model, stars, exposures, seed=recipe.seed, progress=progress))
     card = {
         "name": recipe.name,
         "recipe": recipe.to_dict(),

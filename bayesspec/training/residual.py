@@ -12,7 +12,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import TruncatedSVD
 from torch import Tensor
 
-from bayesspec.data.library import StarLibrary
+from bayesspec.data.library import CLASSES, StarLibrary
 from bayesspec.nn import Encoder, Generator, ResidualTerm
 
 from .clean import (
@@ -24,7 +24,7 @@ from .clean import (
     smooth,
     without_junk,
 )
-from .inflation import inflated, size_spread, to_bulk, wide_shares
+from .inflation import inflated, size_spread, to_bulk
 
 __all__ = ["ResidualRecipe", "fit_residual"]
 
@@ -43,6 +43,9 @@ CLOSE = 0.5
 
 SMOOTH, SMOOTH_ALL = 41, 9
 """Pixels over which an anchor's discrepancy is averaged, and that of all stars."""
+
+NOISY = 0.1
+"""Noise of a pixel, in mean flux, above which it has no say in the discrepancy."""
 
 LEAST_VARIANCE = 1e-6
 """Of the discrepancy: a thousandth of the mean flux."""
@@ -123,17 +126,18 @@ def fit_residual(
         recipe.components,
         recipe.anchors,
         recipe.bands,
+        len(CLASSES),
     )
     term.basis.copy_(basis)
     anchors, whose = _anchors(seen.z, train.klass, weights, recipe.anchors, seed)
     term.anchors.copy_(anchors)
+    term.kind.copy_(whose)
     of_own_kind = torch.where(torch.as_tensor(train.klass) == whose[:, None], 1.0, OTHERS) * weights
     _fit_anchors(term, seen, sizes, of_own_kind, recipe)
     larger = inflated(term, seen, train.klass, others, unseen.klass)
     _fit_anchors(term, larger, sizes, of_own_kind, recipe)
     term.spread.copy_(size_spread(term, others))
     to_bulk(term, others)
-    term.share.copy_(wide_shares(term, seen, weights))
     return term.requires_grad_(False), seen.z
 
 
@@ -193,7 +197,8 @@ def _fit_anchors(
     term.factor.copy_(_aligned(factor, covariance))
 
     # What no pattern has, and what the R largest directions leave of the patterns.
-    observed = (~residuals.mask).float()
+    # A pixel with more noise than that says nothing of e, however many stars there are beside it.
+    observed = (~residuals.mask & (residuals.variance < NOISY**2)).float()
     beneath = torch.where(residuals.mask, 0.0, residuals.flux - coefficients @ basis)
     power = (beneath.square() - residuals.variance) * observed
     local = smooth((say @ power) / (say @ observed).clamp_min(1e-9), SMOOTH).clamp_min(0)

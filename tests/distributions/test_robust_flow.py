@@ -160,6 +160,29 @@ def test_a_large_discrepancy_leaves_nothing_to_predict(flow: RobustNoiseFlow) ->
     torch.testing.assert_close(wide.whiten(y).detach(), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_known_discrepancy_is_no_noise(flow: RobustNoiseFlow) -> None:
+    """Given e the centres are those of a flow without e on y - a e; of e itself the density is the same."""
+    y, e = flow.sample(), 0.1 * torch.randn(flow.loc.shape, dtype=F64)
+    without = changed(flow, discrepancy=None)
+    centre, alpha = without.conditional(y - flow.scale[..., None] * e)
+    found = flow.noise_given(y, (1.0, 5.0), e)
+    torch.testing.assert_close(
+        found.beyond, torch.where(flow.observed, flow.residual(y) - centre, 0.0), rtol=1e-9, atol=1e-9
+    )
+    sigma, tau, _ = flow.widths()
+    log_weights, scales = flow.network.mixture()
+    for k, width in enumerate((1.0, 5.0)):
+        variance = [((alpha.exp() * sigma) * c).square() + (width * tau).square() for c in scales]
+        parts = [torch.distributions.Normal(centre, v.sqrt(), validate_args=False) for v in variance]
+        terms = torch.stack(
+            [w + p.log_prob(flow.residual(y)) for w, p in zip(log_weights, parts, strict=True)]
+        )
+        expected = terms.logsumexp(0)
+        torch.testing.assert_close(found.log_density[k][flow.observed], expected[flow.observed])
+    for part in found:
+        assert (part[..., ~flow.observed.expand(part.shape[-flow.observed.dim() :])] == 0).all()
+
+
 def test_precision_is_the_slope(flow: RobustNoiseFlow) -> None:
     """A term's slope by its own residual is -precision (r - centre), its curvature that of the slope."""
     y = flow.sample()

@@ -107,7 +107,7 @@ def with_wide_pixels(model):
     """The model with an e that is 1, 5, 25 and 125 times as wide in 90, 6, 3 and 1 % of the pixels."""
     wide = copy.deepcopy(model)
     share = torch.tensor([0, 0.9, 0, 0.06, 0.03, 0.01])
-    wide.residual.share.copy_(share[:, None].expand(-1, model.grid.size))
+    wide.residual.share.copy_(share[:, None].expand_as(wide.residual.share))
     return wide
 
 
@@ -124,6 +124,20 @@ def test_a_line_where_stars_have_lines_is_the_star_s(toy_stellar, toy_stellar_ba
     ]
     assert spectra[0] < 0.5
     assert spectra[1] > 1.4
+
+
+def test_lines_of_other_kinds_of_stars_do_not_count(toy_stellar, toy_stellar_batch):
+    """What e is in stars of one kind says nothing of a star of another."""
+    batch = toy_stellar_batch.select([0])
+    latents, scale = point(toy_stellar, batch)
+    means = []
+    for kinds in ([], [1, 2], [0]):
+        model = copy.deepcopy(toy_stellar)
+        model.residual.kind.fill_(0)
+        model.residual.share[kinds] = with_wide_pixels(toy_stellar).residual.share[kinds]
+        means.append(discrepancy_posterior(model, batch, latents, scale).mean)
+    assert torch.equal(means[0], means[1])
+    assert not torch.allclose(means[0], means[2])
 
 
 def test_draws_have_the_stated_moments(toy_stellar, toy_stellar_batch):

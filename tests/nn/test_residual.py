@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bayesspec.nn import ResidualTerm
-from bayesspec.nn.residual import FARTHEST, LOG_RANGE
+from bayesspec.nn.residual import FARTHEST, LOG_RANGE, WIDTHS
 
 F64 = torch.float64
 L, R, D, P = 3, 4, 50, 6
@@ -54,6 +54,18 @@ def test_anchors_share_what_lies_between_them(term: ResidualTerm) -> None:
     torch.testing.assert_close(term.near(term.anchors), torch.eye(5, dtype=F64))
     torch.testing.assert_close(term.local_offset(term.anchors), term.offset)
     torch.testing.assert_close(term.local_factor(term.anchors), term.factor)
+
+
+def test_shares_are_those_of_the_kind(term: ResidualTerm) -> None:
+    """At an anchor, far from the others, they are its kind's; anywhere they sum to one."""
+    term.share.copy_(torch.rand(term.share.shape, dtype=F64))
+    term.share /= term.share.sum(1, keepdim=True)
+    term.kind.copy_(torch.tensor([0, 3, 3, 9, 0]))
+    between = term.shares(torch.randn(2, 7, L, dtype=F64))
+    assert between.shape == (2, 7, len(WIDTHS), D)
+    torch.testing.assert_close(between.sum(-2), torch.ones(2, 7, D, dtype=F64))
+    term.anchors *= 1e4
+    torch.testing.assert_close(term.shares(term.anchors), term.share[term.kind])
 
 
 def test_mean_is_linear_around_an_anchor(term: ResidualTerm) -> None:

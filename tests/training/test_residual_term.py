@@ -23,10 +23,11 @@ from bayesspec.training.clean import (
     less_noise_of_the_clean,
     without_junk,
 )
-from bayesspec.training.inflation import _ratio, size_spread, to_bulk, wide_shares
+from bayesspec.training.inflation import _ratio, bulk, size_spread, to_bulk
 from bayesspec.training.metrics import robust_noise_metrics
 from bayesspec.training.recipe import Recipe
 from bayesspec.training.residual import ResidualRecipe, fit_residual
+from bayesspec.training.shares import most_probable_shares
 
 D = 128
 SMALL = ResidualRecipe(patterns=3, components=2, anchors=2, neighbours=100.0, bands=4)
@@ -185,7 +186,8 @@ def test_tau_and_shares_say_how_e_is_spread(term, truth):
     residuals = drawn(term[0], torch.zeros(400), widths[chosen])
     changed = copy.deepcopy(term[0])
     to_bulk(changed, residuals)
-    share = wide_shares(changed, residuals, torch.full((400,), 1 / 400))
+    left, size = bulk(changed, residuals)
+    share = most_probable_shares((left / size).square(), torch.ones(400, D))
     torch.testing.assert_close(share.sum(0), torch.ones(D))
     unit = (changed.log_discrepancy - term[0].log_discrepancy).exp().mean()
     assert (unit < 0.9) == (truth[0] > 0)
@@ -193,6 +195,25 @@ def test_tau_and_shares_say_how_e_is_spread(term, truth):
         expected = (truth * torch.erf(multiple / widths / 2**0.5)).sum()
         found = (share.mean(1) * torch.erf(multiple / (unit * widths) / 2**0.5)).sum()
         assert float(found) == pytest.approx(float(expected), abs=0.04)
+
+
+def test_shares_are_drawn_to_what_is_expected():
+    """Of no spectra they are that; of many, what these say; masked pixels say nothing, and none is zero."""
+    square = 25 * torch.randn(60, D, generator=torch.Generator().manual_seed(1)).square()
+    expected = torch.tensor([0.1, 0.7, 0.1, 0.05, 0.04, 0.01])[:, None].expand(-1, D)
+    observed = torch.ones(60, D)
+    by_count = [most_probable_shares(square, observed, expected, n)[3].mean() for n in (1e6, 60.0, 1.0)]
+    assert float(by_count[0]) == pytest.approx(0.05, abs=1e-3)
+    assert by_count[0] < by_count[1] < by_count[2]
+    assert by_count[2] > 0.7
+
+    observed[:, 40:80] = 0
+    some = most_probable_shares(square, observed, expected, 3.0)
+    torch.testing.assert_close(some[:, 50:70], expected[:, 50:70])
+    torch.testing.assert_close(
+        some, most_probable_shares(torch.where(observed > 0, square, 1e9), observed, expected, 3.0)
+    )
+    assert (most_probable_shares(square, observed) > 0).all()
 
 
 def test_inflation_is_never_below_one():
@@ -220,6 +241,18 @@ def test_junk_is_masked():
     assert (clean.flux[clean.mask] == 0).all()
     clean.mask[::3, 40] = False
     assert clean.mask.float().mean() < 0.02
+
+
+def test_a_pixel_of_hardly_any_light_says_nothing_of_e():
+    """One star whose noise in a few pixels dwarfs all stars' e does not make it vanish there."""
+    stars, unseen = library(0), library(1, 80)
+    snr, ivar = stars.snr.copy(), stars.ivar.copy()
+    snr[0], ivar[0, 60:70] = 40.0, 1e-4
+    usual, spoilt = (
+        fitted(replace(stars, snr=snr, ivar=values), unseen)[0].log_discrepancy
+        for values in (stars.ivar, ivar)
+    )
+    assert (spoilt - usual)[60:70].abs().max() < 0.2
 
 
 def test_masked_library_pixels_have_no_influence():

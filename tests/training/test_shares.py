@@ -1,0 +1,96 @@
+"""Laws of the last step of training: how e is spread, on stars and nights whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from bayesspec.data.library import StarLibrary
+from bayesspec.data.noise import NoiseLibrary
+from bayesspec.data.split import split_by_hash
+from bayesspec.exceptions import BayesspecError
+from bayesspec.nn.residual import WIDTHS
+from bayesspec.runtime import seeded
+from bayesspec.training.shares import fit_shares
+
+STARS = 16
+LINE = slice(40, 60)
+
+
+def named(side: str, count: int, test: float = 0.15) -> np.ndarray:
+    """Names that the split puts on this side."""
+    names = np.array([f"s{n}" for n in range(30 * count)])
+    return names[split_by_hash(names, test=test) == side][:count]
+
+
+@pytest.fixture(scope="module")
+def survey(toy_stellar):
+    """Stars of two classes whose e is as wide as tau, or twice as wide, and forty times in a line."""
+    model, size = toy_stellar, toy_stellar.grid.size
+    with seeded(0):
+        klass = torch.arange(2 * STARS) % 2
+        z = model.prior(klass).sample()
+        hw = torch.randn(len(z), model.residual_dim)
+        hw[:, 0] = 0
+        latents = torch.cat([z, hw], -1)
+        width = torch.where(klass == 1, 2.0, 1.0)[:, None].repeat(1, size)
+        width[klass == 1, LINE] = 40.0
+        e = width * model.residual.discrepancy(z, hw) * torch.randn(len(z), size)
+        flux = (model.spectrum(latents) + e).numpy()
+    mask, klass = np.zeros(flux.shape, bool), klass.numpy()
+    stars = StarLibrary(
+        flux,
+        np.full_like(flux, 1e6),
+        mask,
+        klass,
+        named("validation", len(klass)),
+        np.full(len(klass), "observed"),
+        np.full(len(klass), "toy"),
+        np.full(len(klass), 1000.0, np.float32),
+    )
+    white = 0.1 * np.random.default_rng(0).normal(size=(8, size)).astype(np.float32)
+    noise = NoiseLibrary(white, np.full_like(white, 100.0), white > 9, named("validation", 8, test=0.25))
+    return stars, noise
+
+
+@pytest.fixture(scope="module")
+def shares(toy_stellar, survey):
+    return fit_shares(toy_stellar, *survey, seed=0)
+
+
+def test_shares_are_as_e_is(toy_stellar, shares):
+    """Wide where the stars of a class have lines, of which other classes hear little; a size is left to h."""
+    assert shares.shape == toy_stellar.residual.share.shape
+    torch.testing.assert_close(shares.sum(1), torch.ones(len(shares), toy_stellar.grid.size))
+    width = (shares[:2] * torch.tensor(WIDTHS)[:, None].log()).sum(1).exp()
+    inner, outer = slice(44, 56), torch.cat([width[:, :36], width[:, 64:]], -1).mean(-1)
+    assert ((outer > 0.7) & (outer < 1.4)).all()
+    assert width[1, inner].min() > 3
+    assert width[0, inner].max() < 2
+    torch.testing.assert_close(shares[2], shares[3])  # of no stars: what all have
+    assert not torch.allclose(shares[2], shares[0])
+
+
+def test_seeds_repeat_and_order_does_not_matter(toy_stellar, survey, shares):
+    """The noise of a star is its own."""
+    stars, noise = survey
+    order = np.random.default_rng(0).permutation(len(stars))
+    torch.testing.assert_close(fit_shares(toy_stellar, stars.select(order), noise, seed=0), shares)
+
+
+def test_only_the_validation_side_counts(toy_stellar, survey):
+    """Without a star of that side it says so."""
+    stars, noise = survey
+    elsewhere = StarLibrary(
+        stars.flux + 1,
+        stars.ivar,
+        stars.mask,
+        stars.klass,
+        named("train", len(stars)),
+        stars.kind,
+        stars.source,
+        stars.snr,
+    )
+    with pytest.raises(BayesspecError, match="no star with S/N above 60 is on the validation side"):
+        fit_shares(toy_stellar, elsewhere, noise, seed=0)
