@@ -323,7 +323,7 @@ def test_importance_agrees_with_nuts(toy_stellar, toy_stellar_batch):
     """Means and widths of the flux of a complete star and one with a gap, within Monte Carlo error."""
     batch = toy_stellar_batch.select([0, 1])
     weighted = importance_draws(toy_stellar, batch, draws=4096, starts=3)
-    chains = nuts_draws(toy_stellar, batch, chains=3, warmup=100, draws=300, seed=2)
+    chains = nuts_draws(toy_stellar, batch, chains=3, warmup=200, draws=500, seed=2)
     assert (chains.diagnostics["r_hat"] < 1.03).all()
     assert (weighted.diagnostics["pareto_k"] < 0.7).all()
     rarity = PriorTail(toy_stellar, 0, draws=256)
