@@ -189,7 +189,7 @@ def build_sets(
     *,
     side: str = "test",
 ) -> Iterator[BenchmarkSet]:
-    """Every set, in the order of `SETS`, from the test sides of a star library and a noise library.
+    """Every set, in the order of `SETS`, from one side of a star library and of a noise library.
 
     The random numbers of a spectrum depend on the seed, the set and the star alone: other stars in the
     library, and other sets, change nothing.

@@ -166,14 +166,13 @@ class RobustNoiseFlow(SpectrumNoise):
             beneath: The discrepancy of the pixels before, in the unit of s, broadcastable to (..., D).
         """
         residual = self.residual(value)
-        given, densities, precisions = self._given(residual, beneath), [], []
-        noise = torch.stack(given.noise_variances)
+        given, tau = self._given(residual, beneath), self.widths()[1]
+        noise, densities, precisions = torch.stack(given.noise_variances), [], []
         for width in widths:
-            wider = given
-            if self.discrepancy is not None:
-                tau = width * self.widths()[1]
-                wider = given._replace(variances=[n + tau.square() for n in given.noise_variances])
-            terms = torch.stack(wider.log_densities(residual))
+            if tau is not None:
+                wider = (width * tau).square()
+                given = given._replace(variances=[n + wider for n in given.noise_variances])
+            terms = torch.stack(given.log_densities(residual))
             densities.append(self._where_observed(terms.logsumexp(0)))
             precisions.append(self._where_observed((terms.softmax(0) / noise).sum(0)))
         beyond = self._where_observed(residual - given.centre)

@@ -23,7 +23,6 @@ SPREAD = 0.2, 1.0
 SIZES = -2.0, 2.5, 37
 """Log sizes that are tried: from, to, how many."""
 
-
 SHRINKAGE = 4.0
 """Unseen stars that a class's own inflation counts for nothing against."""
 

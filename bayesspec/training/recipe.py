@@ -161,7 +161,8 @@ def train(
     test_stars, test_exposures = stars.clean(60.0).split("test"), exposures.split("test")
     needed = {"test star": test_stars, "training night": train_exposures, "test night": test_exposures}
     if recipe.residual:
-        needed |= {"validation night": exposures.split("validation")}
+        needed["validation star"] = stars.clean(60.0).split("validation")
+        needed["validation night"] = exposures.split("validation")
     for what, part in needed.items():
         if not len(part):
             raise BayesspecError(f"no {what} is among {len(stars)} spectra and {len(exposures)} exposures")

@@ -196,8 +196,8 @@ def _fit_anchors(
     term.slope.copy_(slope)
     term.factor.copy_(_aligned(factor, covariance))
 
-    # What no pattern has, and what the R largest directions leave of the patterns.
-    # A pixel with more noise than that says nothing of e, however many stars there are beside it.
+    # What no pattern has, and what the R largest directions leave of the patterns. The noise of a pixel that
+    # has hardly any light would outweigh what all other stars say of e there.
     observed = (~residuals.mask & (residuals.variance < NOISY**2)).float()
     beneath = torch.where(residuals.mask, 0.0, residuals.flux - coefficients @ basis)
     power = (beneath.square() - residuals.variance) * observed
