@@ -77,8 +77,8 @@ def test_shares_are_as_e_is(toy_stellar, shares):
     width = (shares[:2] * torch.tensor(WIDTHS)[:, None].log()).sum(1).exp()
     inner, outer = slice(44, 56), torch.cat([width[:, :36], width[:, 64:]], -1).mean(-1)
     assert ((outer > 0.7) & (outer < 1.4)).all()
-    assert width[1, inner].mean() > 2.5
-    assert width[0, inner].mean() < 1.7
+    assert width[1, inner].min() > 2.5
+    assert width[0, inner].max() < 1.7
     torch.testing.assert_close(shares[2], shares[3])  # of no stars: what all have
     assert not torch.allclose(shares[2], shares[0])
 
