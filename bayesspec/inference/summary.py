@@ -21,6 +21,7 @@ from .discrepancy import discrepancy_posterior
 from .draws import Draws
 from .map import MapEstimate
 from .result import Result
+from .unseen import unseen_posterior
 
 __all__ = ["PriorTail", "arviz_input", "flux_draws", "point_columns", "posterior_columns"]
 
@@ -135,6 +136,9 @@ def posterior_columns(
         mean.append(offset + total)
         std.append(variance.sqrt())
 
+    remote = unseen_posterior(model, batch, centre)
+    widths = torch.stack(std) if remote is None else remote.factor * torch.stack(std)
+
     by_class = model.log_joint_classes(latents).softmax(-1)
     probabilities = torch.einsum("ns,nsk->nk", weight, by_class)
     best = probabilities.argmax(-1)
@@ -146,7 +150,7 @@ def posterior_columns(
         "log_density": (weight * log_density).sum(-1),
         "scale": scale,
         "outlier_score": (weight * score).sum(-1),
-        "model_flux_std": torch.stack(std),
+        "model_flux_std": widths,
     }
     return _columns(model, batch, torch.stack(mean), columns, draws.diagnostics)
 
@@ -276,21 +280,28 @@ def flux_draws(star: Result, count: int, seed: int = 0) -> NDArray[np.float32]:
     spectra = (
         np.concatenate([part.cpu().numpy() for part in _decoded(model, latents)]) * unit.numpy()[:, None]
     )
-    return _with_discrepancy(star, spectra, seed) * np.float32(star.unit_flux[0])
+    return _beyond_latents(star, spectra, seed) * np.float32(star.unit_flux[0])
 
 
-def _with_discrepancy(star: Result, spectra: NDArray, seed: int) -> NDArray:
-    """Spectra (S, D) of a star's posterior with a draw of e added to each, if the model has one."""
+def _beyond_latents(star: Result, spectra: NDArray, seed: int) -> NDArray:
+    """Spectra (S, D) of a star's posterior with what latents do not say, if the model says it.
+
+    A draw of e is added to each, and where nothing was seen each is as far from the mean as stars are there.
+    """
     model, device = star.model, star.model.class_logits.device
     centre, scale = (torch.as_tensor(part).to(device) for part in (star.latents, star.scale))
-    found = discrepancy_posterior(model, _batch(star, device), centre, scale)
-    if found is None:
+    batch = _batch(star, device)
+    found, remote = discrepancy_posterior(model, batch, centre, scale), unseen_posterior(model, batch, centre)
+    if found is None or remote is None:
         return spectra
-    away = torch.as_tensor(spectra).to(device)[:, None] - model.spectrum(centre)
+    drawn = torch.as_tensor(spectra).to(device)[:, None]
     rng = np.random.default_rng(seed)
-    uniform = torch.as_tensor(rng.random(away.shape, dtype=np.float32)).to(device)
-    normal = torch.as_tensor(rng.standard_normal(away.shape, dtype=np.float32)).to(device)
-    return spectra + found.sample(away, uniform, normal)[:, 0].cpu().numpy()
+    uniform = torch.as_tensor(rng.random(drawn.shape, dtype=np.float32)).to(device)
+    normal = torch.as_tensor(rng.standard_normal(drawn.shape, dtype=np.float32)).to(device)
+    drawn = drawn + found.sample(drawn - model.spectrum(centre), uniform, normal)
+    mean = torch.as_tensor(star.model_flux).to(drawn)
+    common = torch.as_tensor(rng.standard_normal((len(drawn), 1, 1), dtype=np.float32)).to(drawn)
+    return (mean + remote.sample(drawn - mean, common))[:, 0].cpu().numpy()
 
 
 def _batch(star: Result, device: torch.device) -> ObservationBatch:
@@ -367,7 +378,7 @@ def arviz_input(star: Result, *, replicates: int = 400, seed: int = 0) -> ArvizI
         used=used,
         log_likelihood=np.concatenate(terms).reshape(chains, length, *flux.shape),
         replicated=replicated.reshape(chains, -1, *flux.shape),
-        clean=_with_discrepancy(star, clean, seed).reshape(chains, -1, clean.shape[-1]),
+        clean=_beyond_latents(star, clean, seed).reshape(chains, -1, clean.shape[-1]),
         thin=thin,
         sample_stats={name: values[0] for name, values in stats.items()},
         warmup_stats={name: values[0] for name, values in warmup.items()},

@@ -34,7 +34,8 @@ class ResidualTerm(nn.Module):
     standard normal: all its residuals are larger.
 
     Where e is put back after the fit, pixels have one of several `WIDTHS`: `shares` says how often, pixel by
-    pixel, for every kind of star. An emission line that no pattern has is no cosmic ray.
+    pixel, for every kind of star. An emission line that no pattern has is no cosmic ray. And far from any
+    pixel that was seen, residuals have another size than where they were: `unseen_sizes`.
 
     The R + 1 latents of the residual are h and after it w.
 
@@ -89,6 +90,7 @@ class ResidualTerm(nn.Module):
         self.register_buffer("kind", torch.arange(anchors) % kinds)
         self.register_buffer("share", usual[:, None].to(half).repeat(kinds, 1, size))
         self.register_buffer("spread", torch.tensor(0.5))
+        self.register_buffer("unseen_size", torch.zeros(kinds, 2))
         self.register_buffer("interpolation", _hats(bands, size), persistent=False)
 
     @property
@@ -145,9 +147,17 @@ class ResidualTerm(nn.Module):
 
     def shares(self, z: Tensor) -> Tensor:
         """Probability of each of `WIDTHS` in each pixel, (..., K, D), for stars with latents (..., L)."""
-        of_kind = torch.nn.functional.one_hot(self.kind, len(self.share)).to(z.dtype)
-        shares = torch.einsum("...c,ckd->...kd", self.near(z) @ of_kind, self.share.to(z.dtype))
+        shares = torch.einsum("...c,ckd->...kd", self._kinds(z), self.share.to(z.dtype))
         return shares / shares.sum(-2, keepdim=True)  # half precision sums to one but roughly
+
+    def unseen_sizes(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and spread of the log size of residuals far from any seen pixel, beside h's, (...) each."""
+        mean, spread = (self._kinds(z) @ self.unseen_size.to(z.dtype)).unbind(-1)
+        return mean, spread
+
+    def _kinds(self, z: Tensor) -> Tensor:
+        """The say of each kind, (..., kinds), of sum 1."""
+        return self.near(z) @ torch.nn.functional.one_hot(self.kind, len(self.share)).to(z.dtype)
 
     def log_size(self, h: Tensor) -> Tensor:
         """The log factor on all residuals of stars with sizes h."""

@@ -30,6 +30,7 @@ from .prior import PriorRecipe, fit_prior
 from .residual import ResidualRecipe, fit_residual
 from .robust_noise import RobustNoiseRecipe, train_robust_noise
 from .shares import fit_shares
+from .unseen import fit_unseen_sizes
 
 __all__ = ["Recipe", "train"]
 
@@ -129,10 +130,11 @@ def train(
     """Train a model on star libraries and the noise of real exposures, and save its bundle.
 
     The four steps of the paper: encoder and generator; latents of the training stars; a kernel density of
-    them for each class; the noise flow. With a residual term the noise flow is another one, and then what the
-    generator leaves of the training stars is fitted, and at last how its discrepancy is spread. Stars and
-    epochs are split by hash; the card's metrics are those of the test stars and epochs, which no step has
-    seen. Networks in training are checkpointed in `out`/checkpoints.
+    them for each class; the noise flow. With a residual term the noise flow is another one, and then what
+    the generator leaves of the training stars is fitted, and at last how its discrepancy is spread, and
+    how large all of it is where nothing is seen. Stars and epochs are split by hash; the card's metrics
+    are those of the test stars and epochs, which no step has seen. Networks in training are checkpointed
+    in `out`/checkpoints.
 
     Arguments:
         library: Tables of clean spectra, see `StarLibrary.read`.
@@ -196,7 +198,9 @@ def train(
     sources, spectra = np.unique(train_stars.source, return_counts=True)
     model = StellarModel(recipe.grid, CLASSES, encoder, generator, prior, network, residual=term)
     if term is not None:
-        term.share.copy_(fit_shares(model, stars, exposures, seed=recipe.seed, progress=progress))
+        last: dict[str, Any] = {"seed": recipe.seed, "progress": progress}
+        term.share.copy_(fit_shares(model, stars, exposures, **last))
+        term.unseen_size.copy_(fit_unseen_sizes(model, stars, exposures, **last))
     card = {
         "name": recipe.name,
         "recipe": recipe.to_dict(),

@@ -1,4 +1,4 @@
-"""The last step: how e is spread beneath what is found of unseen stars in the light of other nights."""
+"""The last step but one: how e is spread beneath what is found of unseen stars with noise of other nights."""
 
 from __future__ import annotations
 

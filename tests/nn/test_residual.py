@@ -68,6 +68,17 @@ def test_shares_are_those_of_the_kind(term: ResidualTerm) -> None:
     torch.testing.assert_close(term.shares(term.anchors), term.share[term.kind])
 
 
+def test_unseen_sizes_are_those_of_the_kind(term: ResidualTerm) -> None:
+    """As shares are; between two anchors they are between theirs."""
+    term.unseen_size.normal_()
+    term.kind.copy_(torch.tensor([0, 3, 3, 9, 0]))
+    for part, own in zip(term.unseen_sizes(torch.randn(2, 7, L, dtype=F64)), term.unseen_size.T, strict=True):
+        assert part.shape == (2, 7)
+        assert ((part > own[[0, 3, 9]].min()) & (part < own[[0, 3, 9]].max())).all()
+    term.anchors *= 1e4
+    torch.testing.assert_close(torch.stack(term.unseen_sizes(term.anchors), -1), term.unseen_size[term.kind])
+
+
 def test_mean_is_linear_around_an_anchor(term: ResidualTerm) -> None:
     """The mean grows by the anchor's slopes, as far as its say and the widths reach."""
     term.anchors *= 1e4
