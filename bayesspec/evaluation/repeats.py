@@ -67,6 +67,7 @@ def predict_visits(
     pairs: Sequence[tuple[Observation, Observation]],
     *,
     degree: int = 12,
+    between: tuple[float, float] = (0.0, np.inf),
     seed: int = 0,
     **options: Any,
 ) -> VisitScores:
@@ -80,6 +81,7 @@ def predict_visits(
         model: One with a residual term, whose noise knows the inverse variance.
         pairs: (first visit, second visit), each one exposure with an inverse variance.
         degree: Of the polynomial; 0: a number.
+        between: Wavelengths, Angstrom, of the pixels that are scored; the polynomial is fitted to all.
         seed: Of all draws.
         **options: Of `denoise`.
 
@@ -89,6 +91,7 @@ def predict_visits(
     if model.residual is None:
         raise ValueError(f"{model.name}: its noise does not know a visit's inverse variance")
     result = denoise([first for first, _ in pairs], model=model, method="importance", seed=seed, **options)
+    scored = torch.as_tensor((model.grid.wavelength >= between[0]) & (model.grid.wavelength <= between[1]))
     rows = []
     for n, (first, second) in enumerate(pairs):
         batch = ObservationBatch.from_observations([first, second], model.grid, dtype=torch.float32)
@@ -96,12 +99,14 @@ def predict_visits(
         good = (~(ours.mask | theirs.mask))[0, 0]
         draws = torch.as_tensor(flux_draws(result[n], DRAWS, seed)) / float(ours.unit_flux)
         scale = _calibrated(draws.mean(0), theirs, good, degree)
+        again = _calibrated(ours.flux[0, 0], theirs, good, degree)
+        good &= scored
         predicted = _visit(model, draws, theirs, scale, seed)[:, good].numpy()
         seen = theirs.flux[0, 0, good].numpy()
         inside, _ = pixel_coverage(predicted, seen)
         chi2 = np.mean((seen - predicted.mean(0)) ** 2 / predicted.var(0))
 
-        again = _calibrated(ours.flux[0, 0], theirs, good, degree)[good]
+        again = again[good]
         variance = 1 / theirs.ivar[0, 0, good] + again.square() / ours.ivar[0, 0, good]
         raw = ((theirs.flux[0, 0, good] - again * ours.flux[0, 0, good]).square() / variance).mean()
         rows.append((inside.mean(-1), chi2, float(raw)))

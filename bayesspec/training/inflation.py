@@ -107,12 +107,12 @@ def log_sizes(term: ResidualTerm, residuals: Residuals) -> Tensor:
 
 
 def size_spread(term: ResidualTerm, unseen: Residuals) -> Tensor:
-    """Spread of the log size of unseen stars, within reason: of most, not of the few that are like no other.
+    """Spread of the log size of unseen stars, within reason: of all of them, those like no other among them.
 
-    These make themselves known as soon as there is some light; where there is little, their sizes would
-    widen everybody's prior.
+    Where there is little light, a star's size is not far from the usual one of this prior. With the spread of
+    most stars, from the median, intervals of 50 % would be wider there than they need be.
     """
-    return (NORMAL_MEDIAN * log_sizes(term, unseen).abs().median()).clamp(*SPREAD)
+    return log_sizes(term, unseen).square().mean().sqrt().clamp(*SPREAD)
 
 
 def _excess(term: ResidualTerm, residuals: Residuals) -> tuple[NDArray, NDArray]:

@@ -136,8 +136,8 @@ def fit_residual(
     _fit_anchors(term, seen, sizes, of_own_kind, recipe)
     larger = inflated(term, seen, train.klass, others, unseen.klass)
     _fit_anchors(term, larger, sizes, of_own_kind, recipe)
-    term.spread.copy_(size_spread(term, others))
     to_bulk(term, others)
+    term.spread.copy_(size_spread(term, others))
     return term.requires_grad_(False), seen.z
 
 

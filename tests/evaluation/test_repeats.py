@@ -79,6 +79,21 @@ def test_errors_that_are_too_small_show(model, fluxes):
     assert np.mean(found.chi2) > 1.8
 
 
+def test_what_is_not_scored_does_not_count(model, fluxes):
+    """Where the atmosphere, or whatever it is, makes visits differ by more than their errors."""
+    wavelength = model.grid.wavelength
+    worse = fluxes.copy()
+    red = wavelength > wavelength[60]
+    worse[1][:, red] += 4 * SIGMA[1] * np.random.default_rng(0).normal(size=worse[1][:, red].shape)
+    options = {"degree": 0, "draws": 512, "starts": 3}
+    every = predict_visits(model, pairs(model, worse), **options)
+    below = predict_visits(model, pairs(model, worse), between=(0.0, wavelength[60]), **options)
+    assert np.mean(every.chi2) > 1.8
+    assert np.mean(below.chi2) == pytest.approx(1, abs=0.25)
+    assert np.mean(below.input_chi2) == pytest.approx(1, abs=0.25)
+    np.testing.assert_allclose(below.coverage.mean(0), LEVELS, atol=0.06)
+
+
 def test_a_model_that_knows_no_ivar_is_refused(model, toy_model, fluxes):
     """By name."""
     with pytest.raises(ValueError, match="inverse variance"):

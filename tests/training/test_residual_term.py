@@ -166,8 +166,8 @@ def drawn(term, log_size: Tensor, widths: Tensor) -> Residuals:
     return Residuals(z, flux, torch.zeros_like(flux), torch.zeros_like(flux, dtype=torch.bool))
 
 
-def test_spread_is_that_of_most_stars(term):
-    """A twentieth that is seven times as large as usual hardly changes it."""
+def test_spread_is_that_of_all_stars(term):
+    """The root mean square of their log sizes, a twentieth that is seven times as large as usual included."""
     rng = torch.Generator().manual_seed(4)
     log_size = 0.4 * torch.randn(400, generator=rng)
     spread = [0.0, 0.0]
@@ -175,7 +175,7 @@ def test_spread_is_that_of_most_stars(term):
         spread[n] = float(size_spread(term[0], drawn(term[0], log_size, torch.ones(400, D))))
         log_size[:20] = 2.0
     assert spread[0] == pytest.approx(0.4, rel=0.15)
-    assert spread[1] == pytest.approx(spread[0], rel=0.15)
+    assert spread[1] == pytest.approx((0.95 * 0.4**2 + 0.05 * 2.0**2) ** 0.5, rel=0.15)
 
 
 @pytest.mark.parametrize("truth", [[0, 1.0, 0, 0, 0, 0], [0.4, 0.5, 0.09, 0.01, 0, 0]])
