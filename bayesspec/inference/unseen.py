@@ -18,13 +18,13 @@ RAMP = 1 / 16
 
 
 class Unseen(NamedTuple):
-    r"""The log of a factor on what is not known of N spectra s, normal, of one draw for all pixels of a star.
+    r"""A log-normal factor on how far spectra of N stars may be from their means where nothing was seen.
 
     The model has one size of residuals, :math:`e^{\varsigma h}`, for all pixels of a star, and finds it where
     it sees them. Elsewhere stars have another one, not far from it:
-    :math:`\log g \sim \mathcal{N}(\mu_C, \sigma_C^2)`, counted in every class. Where nothing was seen s goes
-    from its mean :math:`\bar s` to :math:`\bar s + g^\omega (s - \bar s)`, with the remoteness
-    :math:`\omega_d` of the pixel.
+    :math:`\log g \sim \mathcal{N}(\mu_C, \sigma_C^2)`, counted in every class, and one for all pixels of a
+    draw. Where nothing was seen s goes from its mean :math:`\bar s` to
+    :math:`\bar s + g^\omega (s - \bar s)`, with the remoteness :math:`\omega_d` of the pixel.
     """
 
     mean: Tensor

@@ -98,14 +98,9 @@ def test_sizes_are_those_of_the_star_s_kind(remote_stellar, toy_stellar_batch):
     order = [2, 0, 3, 1]
     turned = unseen_posterior(remote_stellar, toy_stellar_batch.select(order), latents)
     torch.testing.assert_close(turned.mean, found.mean[order])
-    without = replace_residual(remote_stellar)
+    without = copy.deepcopy(remote_stellar)
+    without.residual = None
     assert unseen_posterior(without, toy_stellar_batch, latents[:, : without.latent_dim]) is None
-
-
-def replace_residual(model):
-    plain = copy.deepcopy(model)
-    plain.residual = None
-    return plain
 
 
 def test_nothing_changes_but_widths_where_nothing_was_seen(usual, wider):

@@ -8,9 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from bayesspec.data.library import StarLibrary
-from bayesspec.data.noise import NoiseLibrary
-from bayesspec.data.split import split_by_hash
 from bayesspec.exceptions import BayesspecError
 from bayesspec.nn.residual import WIDTHS
 from bayesspec.runtime import seeded
@@ -19,12 +16,6 @@ from bayesspec.training.shares import fit_shares
 
 STARS = 16
 LINE = slice(40, 60)
-
-
-def named(side: str, count: int, test: float = 0.15) -> np.ndarray:
-    """Names that the split puts on this side."""
-    names = np.array([f"s{n}" for n in range(30 * count)])
-    return names[split_by_hash(names, test=test) == side][:count]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,7 +27,7 @@ def no_edge():
 
 
 @pytest.fixture(scope="module")
-def survey(toy_stellar):
+def survey(toy_stellar, validation_survey):
     """Stars of two classes whose e is as wide as tau, or twice as wide, and forty times in a line."""
     model, size = toy_stellar, toy_stellar.grid.size
     with seeded(0):
@@ -49,20 +40,7 @@ def survey(toy_stellar):
         width[klass == 1, LINE] = 40.0
         e = width * model.residual.discrepancy(z, hw) * torch.randn(len(z), size)
         flux = (model.spectrum(latents) + e).numpy()
-    mask, klass = np.zeros(flux.shape, bool), klass.numpy()
-    stars = StarLibrary(
-        flux,
-        np.full_like(flux, 1e6),
-        mask,
-        klass,
-        named("validation", len(klass)),
-        np.full(len(klass), "observed"),
-        np.full(len(klass), "toy"),
-        np.full(len(klass), 1000.0, np.float32),
-    )
-    white = 0.1 * np.random.default_rng(0).normal(size=(8, size)).astype(np.float32)
-    noise = NoiseLibrary(white, np.full_like(white, 100.0), white > 9, named("validation", 8, test=0.25))
-    return stars, noise
+    return validation_survey(flux, klass.numpy(), 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +68,7 @@ def test_seeds_repeat_and_order_does_not_matter(toy_stellar, survey, shares):
     torch.testing.assert_close(fit_shares(toy_stellar, stars.select(order), noise, seed=0), shares)
 
 
-def test_without_a_star_of_the_validation_side_it_says_so(toy_stellar, survey):
+def test_without_a_star_of_the_validation_side_it_says_so(toy_stellar, survey, named):
     """Those that the networks were trained on do not count."""
     stars, noise = survey
     elsewhere = replace(stars, star=named("train", len(stars)))

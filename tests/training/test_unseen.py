@@ -8,20 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from bayesspec.data.library import StarLibrary
-from bayesspec.data.noise import NoiseLibrary
-from bayesspec.data.split import split_by_hash
 from bayesspec.exceptions import BayesspecError
 from bayesspec.runtime import seeded
 from bayesspec.training.unseen import TYPICAL, Errors, fit_unseen_sizes, most_probable_sizes
 
 STARS = 24
-
-
-def names(side: str, count: int, test: float = 0.15) -> np.ndarray:
-    """Names that the split puts on this side."""
-    every = np.array([f"s{n}" for n in range(30 * count)])
-    return every[split_by_hash(every, test=test) == side][:count]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +24,7 @@ def rigid(toy_stellar):
 
 
 @pytest.fixture(scope="module")
-def survey(rigid):
+def survey(rigid, validation_survey):
     """Stars of two classes; residuals of the second are four times as large as the model thinks."""
     size = rigid.grid.size
     with seeded(0):
@@ -43,20 +34,7 @@ def survey(rigid):
         hw[:, 1:] *= torch.where(klass == 1, 4.0, 1.0)[:, None]
         width = torch.where(klass == 1, 4.0, 1.0)[:, None] * rigid.residual.discrepancy(z, hw)
         flux = (rigid.spectrum(torch.cat([z, hw], -1)) + width * torch.randn(len(z), size)).numpy()
-    mask, klass = np.zeros(flux.shape, bool), klass.numpy()
-    stars = StarLibrary(
-        flux,
-        np.full_like(flux, 1e6),
-        mask,
-        klass,
-        names("validation", len(klass)),
-        np.full(len(klass), "observed"),
-        np.full(len(klass), "toy"),
-        np.full(len(klass), 1000.0, np.float32),
-    )
-    white = 0.05 * np.random.default_rng(0).normal(size=(8, size)).astype(np.float32)
-    noise = NoiseLibrary(white, np.full_like(white, 400.0), white > 9, names("validation", 8, test=0.25))
-    return stars, noise
+    return validation_survey(flux, klass.numpy(), 0.05)
 
 
 @pytest.fixture(scope="module")
