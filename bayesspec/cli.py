@@ -288,7 +288,7 @@ app.add_typer(bench, name="bench")
 def posterior(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE", help="Spectra that cover the whole grid: SDSS, LAMOST, text."),
+        typer.Argument(metavar="FILE", help="Spectra of one exposure: SDSS, LAMOST, text."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Table of all runs (ECSV).")] = Path("bench.ecsv"),
     model: Annotated[str, typer.Option(help="A shipped model, or the folder of a bundle.")] = "kang2021",

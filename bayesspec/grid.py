@@ -25,6 +25,9 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
+FARTHEST = 10.0
+"""Median deviations from the median beyond which a pixel counts no more for the unit of a spectrum."""
+
 
 @dataclass(frozen=True)
 class WavelengthGrid:
@@ -209,21 +212,38 @@ def mean_absolute_flux(flux: NDArray, mask: NDArray) -> NDArray:
 
 
 def flux_unit(flux: NDArray, mask: NDArray) -> NDArray:
-    """Mean |flux| of the *clean* spectrum over the observed pixels, (...), from a noisy one.
+    """Mean |flux| of the *clean* spectrum over the observed pixels, about, (...,), from a noisy one.
 
     The mean of |flux| counts noise as flux. Stars shine at all wavelengths, so the plain mean is the same for
     a clean spectrum and unbiased for a noisy one. Where it is less than half of mean |flux|, noise is all
-    there is, and mean |flux| is returned.
+    there is, and mean |flux| is returned. No pixel counts for more than `FARTHEST` median deviations from the
+    median, so a cosmic ray of any height counts for no more than a bright line. 0 where nothing is observed.
 
     Example:
         >>> noisy = 1 + np.random.default_rng(0).normal(0, 1, 100_000)
+        >>> noisy[0] = 1e20
         >>> nothing = noisy < -np.inf
-        >>> round(float(mean_absolute_flux(noisy, nothing)), 2), round(float(flux_unit(noisy, nothing)), 2)
+        >>> round(float(flux_unit(np.abs(noisy), nothing)), 2), round(float(flux_unit(noisy, nothing)), 2)
         (1.17, 1.0)
     """
-    size = mean_absolute_flux(flux, mask)
-    mean = np.where(mask, 0.0, flux).sum(-1) / np.maximum((~mask).sum(-1), 1)
-    return np.where(mean > size / 2, mean, size)
+    size, mean = _robust_mean(np.abs(flux), mask), _robust_mean(flux, mask)
+    return np.where(mean > size / 2, mean, np.where(size > 0, size, mean_absolute_flux(flux, mask)))
+
+
+def _robust_mean(values: NDArray, mask: NDArray) -> NDArray:
+    """Mean over the observed pixels, (...,), of values (..., D) that are drawn to their median if far out."""
+    middle = _median(values, mask)[..., None]
+    reach = FARTHEST * _median(np.abs(values - middle), mask)[..., None]
+    drawn = np.clip(np.where(mask, middle, values), middle - reach, middle + reach)
+    return np.where(mask, 0.0, drawn).sum(-1) / np.maximum((~mask).sum(-1), 1)
+
+
+def _median(values: NDArray, mask: NDArray) -> NDArray:
+    """Median over the observed pixels, (...,); 0 where there is none."""
+    count = (~mask).sum(-1, keepdims=True)
+    ordered = np.sort(np.where(mask, np.inf, values), axis=-1)
+    low, high = (np.take_along_axis(ordered, np.maximum(k, 0), -1) for k in ((count - 1) // 2, count // 2))
+    return np.where(count > 0, low / 2 + high / 2, 0.0)[..., 0]
 
 
 def air_to_vacuum(wavelength: ArrayLike) -> Array:

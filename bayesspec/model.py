@@ -22,7 +22,7 @@ from .observation import ObservationBatch
 __all__ = ["StellarModel"]
 
 SCALE_WIDTH = 1.0
-"""Prior standard deviation of the log scale of an exposure whose normalisation is unknown."""
+"""Prior standard deviation of the log scale of an exposure, in the batch's units."""
 
 
 class StellarModel(nn.Module):
@@ -34,8 +34,9 @@ class StellarModel(nn.Module):
         s &= G(z) & (4) \\
         y_1, \dots, y_E \,|\, s &\sim \mathrm{NoiseFlow}(s) & (3)
 
-    An exposure whose normalisation is unknown has a scale, :math:`y_e = a_e (s + \epsilon_e)`, with
-    :math:`\log a_e \sim \mathcal{N}(0, 1)`. The star's class can be enumerated: nothing but z depends on it.
+    Every exposure has a scale, :math:`y_e = a_e (s + \epsilon_e)`, with :math:`\log a_e \sim
+    \mathcal{N}(0, 1)`, unless the user states it. The star's class can be enumerated: nothing but z depends
+    on it.
 
     A model may have a residual term for what G cannot express, and then noise that knows the pipeline's
     inverse variance,

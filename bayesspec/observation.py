@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["Exposure", "Observation", "ObservationBatch"]
 
 FULL_COVERAGE = 0.98
-"""Share of the grid above which mean |flux| over the observed pixels is that over all of them."""
+"""Share of the grid above which a spectrum counts as complete."""
+
+LARGEST = 1e12
+"""Of flux and sigma in model units: single precision holds their squares."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,25 +151,29 @@ class Observation:
     def on_grid(self, grid: WavelengthGrid) -> tuple[Rebinned, NDArray[np.float64], NDArray[np.bool_]]:
         """Exposures on the grid in model units, the flux that 1 stands for, (E,), and free scales, (E,).
 
+        A pixel whose flux is above `LARGEST` units, or whose sigma is not between its inverse and itself, is
+        no measurement, and missing.
+
         Raises:
             ObservationError: if no pixel of the grid is observed, or the observed flux is zero.
         """
         on_grid = self.rebin(grid)
-        coverage = (~on_grid.mask).mean(-1)
         label = self.name or "spectrum"
-        if not coverage.any():
+        with np.errstate(over="ignore", invalid="ignore"):
+            mask = on_grid.mask | ~np.isfinite(on_grid.flux) | ~np.isfinite(on_grid.ivar)
+            unit = np.full(len(mask), self.scale) if self.scale is not None else flux_unit(on_grid.flux, mask)
+            if ((unit <= 0) & ~mask.all(-1)).any():
+                raise ObservationError(f"{label}: the observed flux is zero everywhere")
+            unit = np.where(unit > 0, unit, 1.0)
+            flux, sigma_power = on_grid.flux / unit[:, None], on_grid.ivar * unit[:, None] * unit[:, None]
+        mask |= ~(np.abs(flux) < LARGEST)
+        mask |= (on_grid.ivar > 0) & ~((sigma_power < LARGEST**2) & (sigma_power > LARGEST**-2))
+        if mask.all():
             raise ObservationError(
                 f"{label}: no observed pixel between {grid.start:g} and {grid.stop:g} Angstrom"
             )
-        unit = flux_unit(on_grid.flux, on_grid.mask)
-        if ((unit <= 0) & (coverage > 0)).any():
-            raise ObservationError(f"{label}: the observed flux is zero everywhere")
-        if self.scale is not None:
-            unit, free = np.full(len(unit), self.scale), np.zeros(len(unit), bool)
-        else:
-            unit, free = np.where(unit > 0, unit, 1.0), coverage < FULL_COVERAGE
-        scaled = Rebinned(on_grid.flux / unit[:, None], on_grid.ivar * unit[:, None] ** 2, on_grid.mask)
-        return scaled, unit, free
+        scaled = Rebinned(np.where(mask, 0.0, flux), np.where(mask, 0.0, sigma_power), mask)
+        return scaled, unit, np.full(len(unit), self.scale is None) & ~mask.all(-1)
 
     @property
     def snr(self) -> float:
@@ -197,9 +204,9 @@ class Observation:
 class ObservationBatch:
     """N stars with up to E exposures on the model's grid, as tensors on one device.
 
-    Each exposure is in units of its own mean |flux| over its observed pixels (`unit_flux`), or of the star's
-    known scale. That is the model's unit only where the whole grid was observed; elsewhere the exposure's
-    scale is a parameter of the model, and `free_scale` is True (docs: "The scale of an exposure").
+    Each exposure is in units of about its own mean |flux| over its observed pixels (`unit_flux`). That is a
+    unit and no more: the exposure's scale is a parameter of the model, and `free_scale` is True, unless the
+    user states the star's scale, which then is the unit (docs: "The scale of an exposure").
 
     Arguments:
         flux: (N, E, D), model units, 0 where masked.
@@ -215,7 +222,7 @@ class ObservationBatch:
         >>> star = Observation(np.linspace(3900, 9100, 3000), np.full(3000, 7.0), name="flat")
         >>> batch = ObservationBatch.from_observations([star], WavelengthGrid())
         >>> batch.flux.shape, round(float(batch.unit_flux[0, 0]), 6), bool(batch.free_scale.any())
-        (torch.Size([1, 1, 2048]), 7.0, False)
+        (torch.Size([1, 1, 2048]), 7.0, True)
     """
 
     flux: torch.Tensor

@@ -14,6 +14,7 @@ from pyro import poutine
 from pyro.infer import SVI, Predictive, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoDelta
 
+from bayesspec.distributions.spectrum_noise import HIT_SHARE, HIT_WIDTH
 from bayesspec.inference.map import log_joint
 
 
@@ -52,7 +53,9 @@ def test_trace_is_the_formula_of_the_paper(toy_model, toy_batch):
             for d in range(len(s)):
                 used = observed[d] if d < k else observed[d - k : d + 1].all()
                 if used:
-                    total = total + dist.Normal(mu[d], alpha[d].exp()).log_prob(eps[d]) - log_scale[n, e]
+                    usual = dist.Normal(mu[d], alpha[d].exp()).log_prob(eps[d]) + math.log(1 - HIT_SHARE)
+                    hit = dist.Cauchy(mu[d], HIT_WIDTH * alpha[d].exp()).log_prob(eps[d])
+                    total = total + torch.logaddexp(usual, hit + math.log(HIT_SHARE)) - log_scale[n, e]
 
     torch.testing.assert_close(trace.log_prob_sum(), total, rtol=1e-5, atol=1e-3)
 

@@ -68,6 +68,7 @@ def test_size_and_patterns_are_standard_normal(toy_stellar, toy_stellar_batch):
     torch.testing.assert_close(beyond, unit[:, None].expand(-1, 3), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("no_hits")
 def test_likelihood_is_a_gaussian_on_paper(gaussian_stellar, gaussian_stellar_batch):
     """Of one exposure with Gaussian noise: y / a is normal about s, with the variance of noise and e."""
     model, batch = gaussian_stellar, gaussian_stellar_batch.select([0, 1, 2])
@@ -159,6 +160,7 @@ def test_exposures_that_are_not_there_change_nothing(toy_stellar, toy_stellar_ba
         torch.testing.assert_close(many, few)
 
 
+@pytest.mark.usefixtures("no_hits")
 def test_exposures_say_of_s_what_their_stack_says(gaussian_stellar):
     """With Gaussian noise, any ivar, masks and scales: the same ratio of the densities of two spectra.
 
@@ -201,6 +203,7 @@ def exposures(flux, ivar, mask):
     return ObservationBatch.from_arrays(*parts, known, known < 0, dtype=torch.float64)
 
 
+@pytest.mark.usefixtures("no_hits")
 def test_one_exposure_more_is_never_less_information(gaussian_stellar, gaussian_stellar_batch):
     """The curvature of the likelihood along the spectrum grows with each, up to that of e alone."""
     model, batch = gaussian_stellar, gaussian_stellar_batch.select([3])

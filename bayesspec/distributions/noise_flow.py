@@ -7,7 +7,16 @@ import math
 import torch
 from torch import Size, Tensor, nn
 
-from bayesspec.distributions.spectrum_noise import SpectrumNoise
+from bayesspec.distributions.spectrum_noise import (
+    HIT_SHARE,
+    HIT_WIDTH,
+    LOG_HIT,
+    LOG_USUAL,
+    SpectrumNoise,
+    log_cauchy,
+    log_cauchy_tail,
+    normal_quantile,
+)
 
 
 class NoiseFlow(SpectrumNoise):
@@ -17,6 +26,11 @@ class NoiseFlow(SpectrumNoise):
     with :math:`\mu_d, \alpha_d` from the K pixels before d. (The paper writes
     :math:`\sigma_d = \exp(-\alpha_d)`; its own density needs :math:`\exp(\alpha_d)`.) The scale a of an
     exposure is 1 where the flux scale is known, as in the paper.
+
+    A Gaussian has no defence against a cosmic ray: the higher it is, the harder it pulls. So one pixel in 1e5
+    is none of the Gaussian's: its :math:`\xi_d = (\epsilon_d - \mu_d) \exp(-\alpha_d)` is Cauchy of width 30,
+    and pulls the less the higher it is. (The paper has the Gaussian alone. Below 5.5 standard deviations the
+    two hardly differ.)
 
     The term of a pixel counts only if the pixel and its K predecessors are observed, equation (16); one of
     the first K pixels, which have no predecessors in the flow, counts if it is observed. One bad pixel thus
@@ -69,6 +83,34 @@ class NoiseFlow(SpectrumNoise):
         r"""Whitened noise :math:`\xi_d = (\epsilon_d - \mu_d) \exp(-\alpha_d)`, shape (..., D)."""
         return self._whiten(eps)[0]
 
+    def whiten(self, value: Tensor) -> Tensor:
+        r"""Standard normal deviates of the pixels, each given those before it, shape (..., D).
+
+        :math:`\xi` through its distribution function and the normal quantile: below 4 standard deviations it
+        is :math:`\xi` itself.
+        """
+        xi = self.xi(self.residual(value))
+        normal = torch.special.log_ndtr(-xi.abs()) + LOG_USUAL
+        tail = torch.logaddexp(normal, log_cauchy_tail(xi.abs() / HIT_WIDTH) + LOG_HIT)
+        return -torch.sign(xi) * normal_quantile(tail)
+
+    def precision(self, value: Tensor) -> Tensor:
+        r"""Inverse variance of the Gaussian that pulls as hard on the residual, unit 1 / s^2, (..., D).
+
+        :math:`\exp(-2 \alpha)` times the probability that the pixel is no hit. Zero where not used.
+        """
+        residual = self.residual(value)
+        xi, alpha = self._whiten(residual)
+        usual, hit = self._base_log_probs(xi)
+        found = torch.exp(-2 * alpha) * torch.sigmoid(usual - hit)
+        return found if self._observed is None else torch.where(self._used, found, 0.0)
+
+    def normal_share(self, value: Tensor) -> Tensor:
+        """Probability that a pixel's noise is the Gaussian's and no hit, given the spectrum, (..., D)."""
+        xi = self.xi(self.residual(value))
+        usual, hit = self._base_log_probs(xi)
+        return torch.sigmoid(usual - hit)
+
     @torch.no_grad()
     def sample(self, sample_shape: Size = Size()) -> Tensor:
         """Draw spectra, all pixels, observed or not, shape sample_shape + (..., D)."""
@@ -102,8 +144,17 @@ class NoiseFlow(SpectrumNoise):
         return (eps - mean) * torch.exp(-alpha), alpha
 
     @staticmethod
-    def _base_log_prob(xi: Tensor) -> Tensor:
-        return -0.5 * (xi.square() + math.log(2 * math.pi))
+    def _base_log_probs(xi: Tensor) -> tuple[Tensor, Tensor]:
+        """Log density of the base, as usual and as a hit; their sum is the base's."""
+        square = xi.square()
+        usual = -0.5 * (square + math.log(2 * math.pi)) + LOG_USUAL
+        return usual, log_cauchy(square / HIT_WIDTH**2) + LOG_HIT - math.log(HIT_WIDTH)
+
+    def _base_log_prob(self, xi: Tensor) -> Tensor:
+        return torch.logaddexp(*self._base_log_probs(xi))
 
     def _base_sample(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        base = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        hit = torch.rand_like(base) < HIT_SHARE
+        # A ratio of normal numbers is Cauchy.
+        return torch.where(hit, HIT_WIDTH * base / torch.randn_like(base), base)

@@ -11,7 +11,15 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from bayesspec.distributions.spectrum_noise import SpectrumNoise
+from bayesspec.distributions.spectrum_noise import (
+    HIT_WIDTH,
+    LOG_HIT,
+    LOG_USUAL,
+    SpectrumNoise,
+    log_cauchy,
+    log_cauchy_tail,
+    normal_quantile,
+)
 
 
 class RobustNoiseFlow(SpectrumNoise):
@@ -27,10 +35,11 @@ class RobustNoiseFlow(SpectrumNoise):
         \mathcal{N}(\mu_d \sigma_d^2 / c_d,\; \tau_d^2 + \kappa_m^2 e^{2 \alpha_d} \sigma_d^2)
 
     with :math:`\mu_d, \alpha_d` from :math:`t_{d-K}, \dots, t_{d-1}`, from which of these are observed and
-    from what is known of the pixel beforehand. The finite mixture has a heavy tail, so that a cosmic ray
-    costs a bounded amount, and its convolution with the Gaussian e is exact. The discrepancy is independent
-    from pixel to pixel: only the part :math:`\sigma_d^2 / c_d^2` of what is seen tells of the next pixel's
-    noise.
+    from what is known of the pixel beforehand. The finite mixture has a heavy tail, and its convolution with
+    the Gaussian e is exact. One pixel in 1e5 is none of these: its residual is Cauchy, of the width
+    :math:`\sqrt{\tau_d^2 + 30^2 e^{2 \alpha_d} \sigma_d^2}`, so that the higher a cosmic ray the less it
+    pulls. The discrepancy is independent from pixel to pixel: only the part :math:`\sigma_d^2 / c_d^2` of
+    what is seen tells of the next pixel's noise.
 
     Every observed pixel has a term: a predecessor that is not observed is zero and flagged as such. What
     stands at an unobserved pixel of y, `noise_std` or `discrepancy`, NaN included, changes neither the
@@ -115,22 +124,23 @@ class RobustNoiseFlow(SpectrumNoise):
         residual = self.residual(value)
         given = self._given(residual)
         beyond = residual - given.centre
-        tails = [torch.special.log_ndtr(-beyond.abs() / v.sqrt()) for v in given.variances]
+        tails = [torch.special.log_ndtr(-beyond.abs() / v.sqrt()) for v in given.variances[:-1]]
+        tails.append(log_cauchy_tail(beyond.abs() / given.variances[-1].sqrt()))
         weighted = [w + tail for w, tail in zip(given.log_weights, tails, strict=True)]
-        quantile = _normal_quantile(functools.reduce(torch.logaddexp, weighted))
+        quantile = normal_quantile(functools.reduce(torch.logaddexp, weighted))
         return self._where_observed(-torch.sign(beyond) * quantile)
 
     def precision(self, value: Tensor) -> Tensor:
         r"""Inverse variance of the Gaussian that pulls as hard on the residual, unit 1 / s^2, (..., D).
 
         :math:`\sum_m \rho_m / v_m` with the variances :math:`v_m` of the mixture and the responsibilities
-        :math:`\rho_m` given the residual: the weights of iteratively reweighted least squares. Zero where not
-        observed.
+        :math:`\rho_m` given the residual: the weights of iteratively reweighted least squares. Of the Cauchy
+        part, of width :math:`\gamma`, 1 / v is :math:`2 / (\gamma^2 + r^2)`. Zero where not observed.
         """
         residual = self.residual(value)
         given = self._given(residual)
-        weights = given.responsibilities(residual)
-        return self._where_observed((weights / torch.stack(given.variances)).sum(0))
+        pulls = given.precisions(residual, given.variances)
+        return self._where_observed((given.responsibilities(residual) * pulls).sum(0))
 
     def curvature(self, value: Tensor) -> Tensor:
         r"""Minus the second derivative of each term by its own residual, in units of 1 / s^2, shape (..., D).
@@ -140,10 +150,12 @@ class RobustNoiseFlow(SpectrumNoise):
         """
         residual = self.residual(value)
         given = self._given(residual)
-        weights, precisions = given.responsibilities(residual), 1 / torch.stack(given.variances)
-        slopes = (residual - given.centre) * precisions
+        weights, pulls = given.responsibilities(residual), given.precisions(residual, given.variances)
+        slopes = (residual - given.centre) * pulls
         spread = (weights * slopes.square()).sum(0) - (weights * slopes).sum(0).square()
-        return self._where_observed((weights * precisions).sum(0) - spread)
+        # The slope of a Cauchy term falls in its tail, by r^2 / gamma^2 times its precision.
+        pulls[-1] *= 1 - slopes[-1] * (residual - given.centre)
+        return self._where_observed((weights * pulls).sum(0) - spread)
 
     def noise_precision(self, value: Tensor) -> Tensor:
         r"""The `precision` of the noise alone, without the discrepancy's variance, shape (..., D).
@@ -167,14 +179,14 @@ class RobustNoiseFlow(SpectrumNoise):
         """
         residual = self.residual(value)
         given, tau = self._given(residual, beneath), self.widths()[1]
-        noise, densities, precisions = torch.stack(given.noise_variances), [], []
+        noise, densities, precisions = given.precisions(residual, given.noise_variances), [], []
         for width in widths:
             if tau is not None:
                 wider = (width * tau).square()
                 given = given._replace(variances=[n + wider for n in given.noise_variances])
             terms = torch.stack(given.log_densities(residual))
             densities.append(self._where_observed(terms.logsumexp(0)))
-            precisions.append(self._where_observed((terms.softmax(0) / noise).sum(0)))
+            precisions.append(self._where_observed((terms.softmax(0) * noise).sum(0)))
         beyond = self._where_observed(residual - given.centre)
         return NoiseGiven(beyond, torch.stack(densities), torch.stack(precisions))
 
@@ -189,11 +201,13 @@ class RobustNoiseFlow(SpectrumNoise):
         def pixels_first(x: Tensor) -> Tensor:
             return x.expand(shape).reshape(-1, pixels).t().contiguous()
 
-        # Which Gaussian of the base, and where in it; then a step reads K rows and writes one.
-        log_weights, scales = self.network.mixture()
+        # Which part of the base, and where in it; then a step reads K rows and writes one.
+        log_weights, scales = self._base()
         component = torch.multinomial(log_weights.exp(), shape.numel(), replacement=True)
         width = scales[component].reshape(pixels, -1)
         drawn = torch.randn(width.shape, dtype=self.loc.dtype, device=self.loc.device)
+        hit = (component == len(scales) - 1).reshape(width.shape)
+        drawn = torch.where(hit, drawn / torch.randn_like(drawn), drawn)  # a ratio of normals is Cauchy
         observed = pixels_first(self._all_or_observed())
         sigma, total = pixels_first(sigma), pixels_first(total)
         tau_square = 0.0 if tau is None else pixels_first(tau.square())
@@ -225,11 +239,19 @@ class RobustNoiseFlow(SpectrumNoise):
             mean, alpha = self.network(self._where_observed(residual - beneath) / sigma, self.context())
             centre = mean * sigma
 
-        log_weights, scales = self.network.mixture()
+        log_weights, scales = self._base()
         square = (alpha.exp() * sigma).square()
         noise = [scale * square for scale in scales.square()]
         variances = noise if tau is None else [n + tau.square() for n in noise]
         return _Conditionals(centre, alpha, log_weights, noise, variances)
+
+    def _base(self) -> tuple[Tensor, Tensor]:
+        """Log weights and widths of the network's Gaussians and, last, of the Cauchy part."""
+        log_weights, scales = self.network.mixture()
+        return (
+            torch.cat([log_weights + LOG_USUAL, log_weights.new_full((1,), LOG_HIT)]),
+            torch.cat([scales, scales.new_full((1,), HIT_WIDTH)]),
+        )
 
     def _known_noise(self) -> Tensor:
         if self._observed is None:
@@ -260,7 +282,10 @@ class NoiseGiven(NamedTuple):
 
 
 class _Conditionals(NamedTuple):
-    """Every pixel's mixture given the pixels before it: tensors (..., D), or one for each component."""
+    """Every pixel's mixture given the pixels before it: tensors (..., D), or one for each part of it.
+
+    All parts but the last are Gaussian; that one is Cauchy, and its `variance` the square of its width.
+    """
 
     centre: Tensor
     alpha: Tensor
@@ -269,24 +294,19 @@ class _Conditionals(NamedTuple):
     variances: list[Tensor]
 
     def log_densities(self, residual: Tensor) -> list[Tensor]:
-        """Log of weight times density of every component."""
-        half_square = -0.5 * (residual - self.centre).square()
-        constant = self.log_weights - 0.5 * math.log(2 * math.pi)
-        return [half_square / v - 0.5 * v.log() + c for v, c in zip(self.variances, constant, strict=True)]
+        """Log of weight times density of every part."""
+        square = (residual - self.centre).square()
+        terms = [-0.5 * (square / v + math.log(2 * math.pi)) for v in self.variances[:-1]]
+        terms.append(log_cauchy(square / self.variances[-1]))
+        return [
+            t - 0.5 * v.log() + w for t, v, w in zip(terms, self.variances, self.log_weights, strict=True)
+        ]
 
     def responsibilities(self, residual: Tensor) -> Tensor:
-        """Probability of every component given the residual, shape (M, ..., D)."""
+        """Probability of every part given the residual, shape (M + 1, ..., D)."""
         return torch.stack(self.log_densities(residual)).softmax(0)
 
-
-def _normal_quantile(log_p: Tensor) -> Tensor:
-    """The x with log Phi(x) = log_p <= log(1 / 2), however far in the tail."""
-    near = torch.special.ndtri(log_p.clamp_min(-12.0).exp())
-    far = -(-2 * log_p - (-4 * math.pi * log_p.clamp_max(-1.0)).log()).clamp_min(0.0).sqrt()
-    x = torch.where(log_p > -12.0, near, far).detach()
-
-    # Newton's steps on the concave log Phi: they refine the far guess, and carry the gradient.
-    for _ in range(3):
-        slope = math.sqrt(2 / math.pi) / torch.special.erfcx(-x / math.sqrt(2))
-        x = x - (torch.special.log_ndtr(x) - log_p) / slope
-    return x
+    def precisions(self, residual: Tensor, variances: list[Tensor]) -> Tensor:
+        """Inverse variance of the Gaussian that pulls as hard as each part, shape (M + 1, ..., D)."""
+        square = (residual - self.centre).square()
+        return torch.stack([*(1 / v for v in variances[:-1]), 2 / (variances[-1] + square)])

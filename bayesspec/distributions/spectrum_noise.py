@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Self
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
+
+HIT_SHARE = 1e-5
+"""Share of the pixels whose noise has no scale: cosmic rays of any height, defects, typing errors."""
+
+HIT_WIDTH = 30.0
+"""Width of the Cauchy distribution of their noise, in standard deviations of the usual noise."""
+
+LOG_USUAL, LOG_HIT = math.log1p(-HIT_SHARE), math.log(HIT_SHARE)
+
+
+def log_cauchy(square: Tensor) -> Tensor:
+    """Log density of a standard Cauchy distribution, of squared deviates."""
+    return -torch.log1p(square) - math.log(math.pi)
+
+
+def log_cauchy_tail(size: Tensor) -> Tensor:
+    """Log probability of a standard Cauchy deviate above a size that is not negative."""
+    return torch.atan2(torch.ones_like(size), size).log() - math.log(math.pi)
+
+
+def normal_quantile(log_p: Tensor) -> Tensor:
+    """The x with log Phi(x) = log_p <= log(1 / 2), however far in the tail."""
+    near = torch.special.ndtri(log_p.clamp_min(-12.0).exp())
+    far = -(-2 * log_p - (-4 * math.pi * log_p.clamp_max(-1.0)).log()).clamp_min(0.0).sqrt()
+    x = torch.where(log_p > -12.0, near, far).detach()
+
+    # Newton's steps on the concave log Phi: they refine the far guess, and carry the gradient.
+    for _ in range(3):
+        slope = math.sqrt(2 / math.pi) / torch.special.erfcx(-x / math.sqrt(2))
+        x = x - (torch.special.log_ndtr(x) - log_p) / slope
+    return x
 
 
 class SpectrumNoise(TorchDistribution):

@@ -69,7 +69,7 @@ def bench_posterior(
 
     Arguments:
         model: The model.
-        batch: Stars of one exposure with known scales, which the JAX density is written for.
+        batch: Stars of one exposure whose scale is free, which the JAX density is written for.
         warmup: Of NumPyro.
         draws: Of each of NumPyro's chains.
         stock_draws: Draws, and as many of warm-up, of stock Pyro, which is slow.
@@ -83,16 +83,15 @@ def bench_posterior(
         without the warm-up.
 
     Raises:
-        BayesspecError: if NumPyro is not installed, a star has free scales or several exposures, or `out` is
-            of another model or other settings.
+        BayesspecError: if NumPyro is not installed, a star has several exposures or a known scale, or `out`
+            is of another model or other settings.
     """
     if model.residual is not None:
         raise BayesspecError(f"{model.name}: the density in JAX is that of a model without residual term")
-    if batch.flux.shape[1] != 1 or batch.free_index.shape[1]:
-        several = (~batch.mask).any(-1).sum(-1) > 1
-        odd = (several | batch.free_scale.any(-1)).nonzero()[:, 0].tolist()
-        names = ", ".join(batch.names[n] for n in odd)
-        raise BayesspecError(f"the benchmark takes stars of one exposure that covers the grid, not {names}")
+    odd = ((~batch.mask).any(-1).sum(-1) > 1) | ~batch.free_scale[:, 0]
+    if odd.any():
+        names = ", ".join(batch.names[n] for n in odd.nonzero()[:, 0].tolist())
+        raise BayesspecError(f"the benchmark takes stars of one exposure and unknown scale, not {names}")
     scan = LatentScan(model)
     importance_draws(model, batch.select([0]), seed=seed, scan=scan)  # what is loaded on first use
     engines: dict[str, Engine] = {
@@ -200,8 +199,8 @@ def _numpyro(
     _check_same_density(model, example, density)
 
     def program(flux: object, mask: object) -> None:
-        z = numpyro.sample("z", dist.ImproperUniform(dist.constraints.real_vector, (), (model.latent_dim,)))
-        numpyro.factor("density", density(z, flux, mask))
+        everywhere = dist.ImproperUniform(dist.constraints.real_vector, (), (model.latent_dim + 1,))
+        numpyro.factor("density", density(numpyro.sample("theta", everywhere), flux, mask))
 
     mcmc = numpyro.infer.MCMC(
         numpyro.infer.NUTS(program),
@@ -216,11 +215,12 @@ def _numpyro(
     def timed(star: ObservationBatch) -> Run:
         data = star.flux[0, 0].numpy(), star.mask[0, 0].numpy()
         begin = time.process_time()
-        start = {"z": scan.starts(star, CHAINS).z[0].numpy()}
+        begins = scan.starts(star, CHAINS)
+        start = {"theta": torch.cat([begins.z[0], begins.log_scale[0]], dim=-1).numpy()}
         mcmc.warmup(jax.random.PRNGKey(seed), *data, init_params=start)
         middle = time.process_time()
         mcmc.run(mcmc.post_warmup_state.rng_key, *data)
-        z = np.asarray(mcmc.get_samples(group_by_chain=True)["z"])
+        z = np.asarray(mcmc.get_samples(group_by_chain=True)["theta"])[..., : model.latent_dim]
         run = _run(z, time.process_time() - begin, middle - begin)
         mcmc.post_warmup_state = None
         return run
@@ -245,8 +245,9 @@ def _run(z: NDArray, seconds: float, warmup: float) -> Run:
 
 def _check_same_density(model: StellarModel, star: ObservationBatch, density: Callable[..., object]) -> None:
     z = model.prior.centres[:, 0]
-    here, _ = log_joint(model, star.select([0] * len(z)), z, z.new_zeros(len(z), 1), classes="marginal")
+    scale = torch.linspace(-0.1, 0.1, len(z))[:, None]
+    here, _ = log_joint(model, star.select([0] * len(z)), z, scale, classes="marginal")
     data = star.flux[0, 0].numpy(), star.mask[0, 0].numpy()
-    there = torch.tensor([float(density(row, *data)) for row in z.numpy()])
+    there = torch.tensor([float(density(row, *data)) for row in torch.cat([z, scale], dim=-1).numpy()])
     if not torch.allclose(here, there, rtol=1e-4, atol=0.1):
         raise BayesspecError(f"the density in JAX is another one: {there.tolist()}, not {here.tolist()}")

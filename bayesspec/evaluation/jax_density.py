@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from bayesspec.model import StellarModel
+from bayesspec.distributions.spectrum_noise import HIT_WIDTH, LOG_HIT, LOG_USUAL
+from bayesspec.model import SCALE_WIDTH, StellarModel
 from bayesspec.nn.noise import ALPHA_MAX
 
 __all__ = ["jax_log_density"]
 
 
 def jax_log_density(model: StellarModel) -> Callable[[Any, Any, Any], Any]:
-    """log p(y, z), the class summed out, of one spectrum of known scale: a function of z, flux and mask.
+    """log p(y, z, a), the class summed out, of one spectrum: a function of (z, log a), flux and mask.
 
     Same weights, same formula as `StellarModel`: eqs. (3)-(6) with eq. (16) for missing pixels.
 
@@ -52,17 +53,22 @@ def jax_log_density(model: StellarModel) -> Callable[[Any, Any, Any], Any]:
         by_class = logsumexp(weight["prior.log_weights"] - 0.5 * distance.sum(-1), axis=-1) + log_norm
         return logsumexp(by_class) - jnp.log(len(centres))
 
-    def log_density(z: Any, flux: Any, mask: Any) -> Any:
-        eps = jnp.where(mask, 0.0, flux - spectrum(z))
+    def log_density(theta: Any, flux: Any, mask: Any) -> Any:
+        z, log_scale = theta[:latent], theta[latent]
+        eps = jnp.where(mask, 0.0, flux * jnp.exp(-log_scale) - spectrum(z))
         read = eps if reach is None else reach * jnp.tanh(eps / reach)
         windows = jnp.stack([read[k : len(eps) - kernel + k] for k in range(kernel)], axis=-1)
         hidden = jax.nn.relu(dense("noise.convolution", windows))
         mean, raw = dense("noise.heads", jax.nn.relu(dense("noise.pixelwise", hidden))).T
         mean = jnp.concatenate([weight["noise.first_mean"], mean])
         alpha = jnp.concatenate([weight["noise.first_alpha"], ALPHA_MAX * jnp.tanh(raw / ALPHA_MAX)])
-        terms = -0.5 * ((eps - mean) * jnp.exp(-alpha)) ** 2 - alpha - 0.5 * jnp.log(2 * jnp.pi)
+        square = ((eps - mean) * jnp.exp(-alpha)) ** 2
+        usual = LOG_USUAL - 0.5 * square - 0.5 * jnp.log(2 * jnp.pi)
+        hit = LOG_HIT - jnp.log1p(square / HIT_WIDTH**2) - jnp.log(HIT_WIDTH * jnp.pi)
+        terms = jnp.logaddexp(usual, hit) - alpha - log_scale
         seen = jnp.stack([~mask[k : len(mask) - kernel + k] for k in range(kernel + 1)]).all(0)
         used = jnp.concatenate([~mask[:kernel], seen])
-        return log_prior(z) + jnp.where(used, terms, 0.0).sum()
+        log_prior_scale = -0.5 * (log_scale / SCALE_WIDTH) ** 2 - jnp.log(SCALE_WIDTH * jnp.sqrt(2 * jnp.pi))
+        return log_prior(z) + log_prior_scale + jnp.where(used, terms, 0.0).sum()
 
     return log_density

@@ -57,7 +57,7 @@ def denoise(
         model: A model, the name of a shipped one, or the folder of a bundle.
         method: `map`: the mode of the posterior, eq. (7). `importance`: means, standard deviations and
             intervals from weighted draws, in a few seconds a star; a star whose weights are not to be
-            trusted is given to NUTS. `nuts`: the same from draws by NUTS; seconds to a minute a star.
+            trusted says so. `nuts`: the same from draws by NUTS; seconds to a minute a star.
             None: `importance` where uncertainty is asked, else `map`.
         uncertainty: Means, standard deviations and intervals, not the mode alone; `map` has none.
         engine: Of `map`: second-order steps, or Pyro's AutoDelta, the reference.
@@ -69,7 +69,8 @@ def denoise(
             it out and list it in the result's `failures`.
         progress: Show a bar on stderr.
         **options: For the method, see `newton_estimate`, `map_estimate`, `importance_draws`, `nuts_draws`;
-            `handover=False` with `importance` gives no star to NUTS, which of `stellar` takes minutes.
+            `handover=True` with `importance` gives stars whose weights are not to be trusted to NUTS, which
+            takes minutes a star of `stellar`.
 
     Returns:
         A `Result` with a row for every usable star, in the order of the input.

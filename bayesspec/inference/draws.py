@@ -25,7 +25,8 @@ class Draws:
         log_density: log p(y, z, w) at every draw, (N, chains, draws).
         log_evidence: log p(y), (N,); None where the engine does not give it.
         diagnostics: One number a star, each (N,): `pareto_k`, `r_hat`, `ess_bulk`, `ess_tail`, `divergences`,
-            and `handed_over` for a star that importance sampling gave to NUTS.
+            `budget_spent` where chains of NUTS had to go on by single steps, and `handed_over` for a star
+            that importance sampling gave to NUTS.
         sample_stats: One number a draw, each (N, chains, draws): `energy`, `step_size`, `tree_depth`,
             `diverging`, `acceptance_rate`, under ArviZ's names.
         warmup_stats: The same of the draws of the warm-up, which are not among the posterior's.

@@ -1,4 +1,4 @@
-"""Importance sampling for every star, and NUTS for those whose weights are not to be trusted."""
+"""Importance sampling for every star and, where it is asked for, NUTS where weights are not to be trusted."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ def importance_or_nuts(
     model: StellarModel,
     batch: ObservationBatch,
     *,
-    handover: bool = True,
+    handover: bool = False,
     seed: int = 0,
     scan: LatentScan | None = None,
     **options: Any,
 ) -> Draws:
-    """`importance_draws`; a star whose Pareto k stays above 0.7 after all refinements is given to NUTS.
+    """`importance_draws`; with `handover` a star whose Pareto k stays above 0.7 is given to NUTS.
 
-    Such a star's draws are NUTS's, all of one weight, and as many as the others have; its evidence is still
-    that of its weights, the best there is.
+    Such a star's draws are then NUTS's, all of one weight, and as many as the others have; its evidence is
+    still that of its weights, the best there is.
 
     Arguments:
         model: The model.
         batch: N stars.
-        handover: False keeps the weighted draws of such stars, and a warning in their rows: NUTS takes
-            minutes a star where there are many latents.
+        handover: Give such stars to NUTS, which takes minutes a star where there are many latents; else
+            they keep their weighted draws, and a warning in their rows.
         seed: Of the random numbers.
         scan: `LatentScan(model)`, where it is at hand already.
         **options: Of `importance_draws`.
 
     Returns:
         Draws with the diagnostics of both: `handed_over`, True for what NUTS drew; `pareto_k` of the weights;
-        `r_hat`, `ess_bulk`, `ess_tail` and `divergences`, which for weighted draws are 1, their
-        effective number, the same again, and 0.
+        `r_hat`, `ess_bulk`, `ess_tail`, `divergences` and `budget_spent`, which for weighted draws are
+        1, their effective number, the same again, 0 and False.
     """
     found = importance_draws(model, batch, seed=seed, scan=scan, **options)
     ess, none = found.diagnostics["ess_bulk"], np.zeros(len(found), int)
@@ -54,6 +54,7 @@ def importance_or_nuts(
         "r_hat": np.ones(len(found)),
         "ess_tail": ess.copy(),
         "divergences": none,
+        "budget_spent": none > 0,
     }
     found = replace(found, diagnostics=diagnostics)
     rows = np.flatnonzero(diagnostics["handed_over"])
@@ -72,5 +73,5 @@ def _take(found: Draws, rows: np.ndarray, chains: Draws) -> None:
         pooled = drawn.reshape(len(rows), several, *drawn.shape[3:])
         getattr(found, name)[rows, 0] = pooled[:, thinned]
     found.log_weight[rows] = -np.log(count)
-    for name in ("r_hat", "ess_bulk", "ess_tail", "divergences"):
+    for name in ("r_hat", "ess_bulk", "ess_tail", "divergences", "budget_spent"):
         found.diagnostics[name][rows] = chains.diagnostics[name]

@@ -37,13 +37,14 @@ LEAST_SHARE = 0.1
 def with_arms_apart(
     model: StellarModel, batch: ObservationBatch, scan: LatentScan | None = None
 ) -> ObservationBatch:
-    """The batch with stars whose arms do not join taken as two exposures, one of them of free scale.
+    """The batch with stars whose arms do not join taken as two exposures, each of its own scale.
 
     A model without residual term, such as the paper's, takes every spectrum as it is.
 
     Of stars of one exposure that has both arms: where the density at the mode says that another scale of one
-    arm would pay, the star is fitted with the scale of either arm free, and the most probable of the three is
-    kept, by Laplace's evidence and odds of 1e9 to 1 for arms that join.
+    arm would pay, the star is fitted so, and the more probable is kept, by Laplace's evidence and odds of 1e9
+    to 1 for arms that join. Where the user states the star's scale, one arm has that and the other a free
+    one: both choices are tried.
 
     Arguments:
         model: The model.
@@ -58,19 +59,22 @@ def with_arms_apart(
     both = ((observed & red).any(1).float().mean(-1) > LEAST_SHARE) & (
         (observed & ~red).any(1).float().mean(-1) > LEAST_SHARE
     )
-    rows = (single & both & ~batch.free_scale.any(-1)).nonzero()[:, 0].cpu().numpy()
+    rows = (single & both).nonzero()[:, 0].cpu().numpy()
     if not len(rows):
         return batch
     joined = _first_exposure(batch.select(rows))
-    apart = _apart(joined, red, free_arm=1)
-    doubtful = _promise(model, joined, apart, scan) > WORTH_A_TRY
+    doubtful = _promise(model, joined, red, scan) > WORTH_A_TRY
     rows, joined = rows[doubtful], joined.select(np.flatnonzero(doubtful))
     if not len(rows):
         return batch
 
     choices = [joined, *(_apart(joined, red, free_arm=arm) for arm in (1, 0))]
-    evidence = torch.stack([_evidence(model, choice, scan) for choice in choices])
-    evidence[0] += PRIOR_ODDS
+    evidence = torch.full((3, len(rows)), -torch.inf, device=joined.flux.device)
+    evidence[0] = _evidence(model, joined, scan) + PRIOR_ODDS
+    evidence[1] = _evidence(model, choices[1], scan)
+    known = (~joined.free_scale[:, 0]).nonzero()[:, 0]
+    if len(known):  # where both scales are free, the third choice is the second
+        evidence[2, known] = _evidence(model, choices[2].select(known.cpu().numpy()), scan)
     best = evidence.argmax(0).cpu().numpy()
     for arm in (1, 2):
         chosen = best == arm
@@ -91,10 +95,10 @@ def _first_exposure(batch: ObservationBatch) -> ObservationBatch:
 
 
 def _apart(batch: ObservationBatch, red: Tensor, free_arm: int) -> ObservationBatch:
-    """The blue and the red arm of stars of one exposure as two, in one unit; the scale of one is free."""
-    flux, ivar, mask, unit, _ = (getattr(batch, name) for name in _ARRAYS)
+    """The blue and the red arm of stars of one exposure as two, in one unit; a known scale is that of one."""
+    flux, ivar, mask, unit, free = (getattr(batch, name) for name in _ARRAYS)
     arms = torch.stack([mask[:, 0] | red, mask[:, 0] | ~red], dim=1)
-    free = torch.zeros(len(batch), 2, dtype=torch.bool, device=mask.device)
+    free = free.expand(-1, 2).clone()
     free[:, free_arm] = True
     return _batch(batch, flux.expand(-1, 2, -1), ivar.expand(-1, 2, -1), arms, unit.expand(-1, 2), free)
 
@@ -115,12 +119,13 @@ def _batch(
 
 
 def _promise(
-    model: StellarModel, joined: ObservationBatch, apart: ObservationBatch, scan: LatentScan | None
+    model: StellarModel, joined: ObservationBatch, red: Tensor, scan: LatentScan | None
 ) -> NDArray[np.float64]:
     """Gain in log density of a whole step from the joined mode when one arm's scale is free, (N,)."""
     found = newton_estimate(model, joined, classes="marginal", scan=scan)
+    apart = _apart(joined, red, free_arm=1)
     target = Target(model, apart)
-    theta = target.join(found.z, torch.zeros_like(apart.unit_flux))
+    theta = target.join(found.z, found.log_scale.expand(-1, 2))
     target, metric = target.summed(theta)
     _, gradient = target.gradient(theta)
     factor = torch.linalg.cholesky(metric)
@@ -129,19 +134,20 @@ def _promise(
 
 
 def _evidence(model: StellarModel, batch: ObservationBatch, scan: LatentScan | None) -> Tensor:
-    """Log evidence by Laplace's method at the best mode, (N,), up to what three fits have in common."""
+    """Log evidence by Laplace's method at the best mode, (N,), up to what the fits have in common."""
     modes = find_modes(model, batch, scan=scan)
     star = torch.arange(len(batch), device=modes.theta.device)
     best = modes.log_density.argmax(-1)
     target = Target(model, batch)
     factor = target.laplace(modes.theta[star, best])
-    # A free scale brings a dimension, and with it a factor; one beyond reason is none.
+    # A free scale brings a dimension, and with it a factor; a ratio of the arms beyond reason is none.
     free = batch.free_scale.sum(-1) * 0.5 * np.log(2 * np.pi)
     _, log_scale = target.split(modes.theta[star, best])
     evidence = modes.log_density[star, best] + log_volume(target, factor) + free
-    size = log_scale.abs().sum(-1)
-    reasonable = ~batch.free_scale.any(-1) | ((size > SMALLEST) & (size < LARGEST))
-    return torch.where(reasonable, evidence, -torch.inf)
+    if log_scale.shape[-1] == 1:
+        return evidence
+    ratio = (log_scale[:, 1] - log_scale[:, 0]).abs()
+    return torch.where((ratio > SMALLEST) & (ratio < LARGEST), evidence, -torch.inf)
 
 
 def _put(batch: ObservationBatch, rows: NDArray[np.int64], part: ObservationBatch) -> ObservationBatch:

@@ -37,6 +37,8 @@ class MapEstimate(NamedTuple):
     """(N,): the class of eq. (7), or the most probable one at z."""
     log_density: Tensor
     """(N,): log p(y, z, C), or log p(y, z) with the class summed out."""
+    promise: Tensor
+    """(N,): gain in log density that one more Newton step promises, small at a maximum; NaN: unknown."""
 
 
 def log_joint(
@@ -165,7 +167,7 @@ def _follow(
         end = torch.cat([median[site] for site in ("z", "w") if site in median], dim=-1)[:, 0]
         scale = log_scale.index_put(free, median["log_scale"]) if "log_scale" in median else log_scale
         density, best = log_joint(model, rows, end, scale, classes)
-    return MapEstimate(end, scale, best, density)
+    return MapEstimate(end, scale, best, density, torch.full_like(density, torch.nan))
 
 
 @contextmanager

@@ -81,7 +81,8 @@ def _of_gaussian(flow: NoiseFlow, flux: Tensor, clean: Tensor, slope: Tensor) ->
     d_eps = torch.where(observed[..., None], d_eps, 0.0)
     direct = torch.cat([slope, (clean + mean)[..., None]], dim=-1)
     unit = torch.cat([torch.zeros_like(slope), torch.ones_like(mean)[..., None]], dim=-1)
-    weight = flow.used[..., None] * torch.exp(-alpha)[..., None]
+    usual = flow.normal_share(flux).sqrt()  # a hit says nothing
+    weight = (flow.used * usual * torch.exp(-alpha))[..., None]
     centre = (direct + _along(d_mean, d_eps)) * weight
     width = (unit + _along(d_alpha, d_eps)) * flow.used[..., None]
     return centre.mT @ centre + 2 * width.mT @ width

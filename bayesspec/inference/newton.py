@@ -42,6 +42,8 @@ class Modes:
     """(N, S); -inf where a climb was given up."""
     curvature: Tensor
     """(N, S, d, d): positive definite, as the climbs learned it."""
+    promise: Tensor
+    """(N, S): gain in log density that one more step promises, small where a climb has ended."""
 
 
 def newton_estimate(
@@ -85,7 +87,8 @@ def newton_estimate(
     z, log_scale = Target(model, batch, classes).split(theta)
     with torch.no_grad():
         density, klass = log_joint(model, batch, z, log_scale, classes)
-    return MapEstimate(z, log_scale, klass, density)
+    promise = modes.promise[torch.arange(len(batch), device=best.device), best]
+    return MapEstimate(z, log_scale, klass, density, promise)
 
 
 def find_modes(
@@ -108,8 +111,7 @@ def find_modes(
     parts = []
     for first in range(0, len(batch), per):
         part = batch.select(np.arange(first, min(first + per, len(batch))))
-        begins = scan.starts(part, by_class), scan.spread(part, starts)
-        z, log_scale = (torch.cat([getattr(b, name) for b in begins], dim=1) for name in ("z", "log_scale"))
+        z, log_scale, _ = scan.starts_and_spread(part, by_class, starts)
         star = np.repeat(np.arange(len(part)), total)
         target = Target(model, part.select(star), classes)
         begin = target.join(z.flatten(0, 1), log_scale.flatten(0, 1))
@@ -120,18 +122,20 @@ def find_modes(
 
 def _climb_all(
     target: Target, theta: Tensor, star: NDArray[np.int64], iterations: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Follow every row uphill; with a residual term twice: what the data say of w is known at the end."""
     if target.core == target.dim:
         return climb(target, theta, star, iterations)
     summed, metric = target.summed(theta)
-    end, density, curvature = climb(summed, theta, star, iterations, metric)
+    end, density, curvature, promise = climb(summed, theta, star, iterations, metric)
     rows = (density > -torch.inf).nonzero()[:, 0]
     index = rows.cpu().numpy()
     summed, metric = target.select(index).summed(end[rows])
     _, order = np.unique(star[index], return_inverse=True)
-    end[rows], density[rows], curvature[rows] = climb(summed, end[rows], order, iterations, metric)
-    return end, density, curvature
+    parts = end, density, curvature, promise
+    for part, found in zip(parts, climb(summed, end[rows], order, iterations, metric), strict=True):
+        part[rows] = found
+    return parts
 
 
 @dataclass
@@ -187,11 +191,12 @@ def climb(
     star: NDArray[np.int64],
     iterations: int,
     metric: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Follow R rows uphill: their ends, (R, d), log densities, (R,), and curvatures there, (R, d, d).
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Follow R rows uphill: ends, (R, d), log densities, (R,), curvatures, (R, d, d), and promises, (R,).
 
     Levenberg-Marquardt steps. The curvature begins as the Fisher metric and follows the gradients from there
-    (BFGS). A row ends when a whole step promises less than `CONVERGED`, or when the row has no hope.
+    (BFGS). A row ends when a whole step promises less than `CONVERGED`, or when the row has no hope; one that
+    neither has happened to after all `iterations` still promises more.
 
     Arguments:
         target: The density of R rows, several of which may be one star.
@@ -204,6 +209,7 @@ def climb(
     metric = target.metric(theta) if metric is None else metric
     state = _Climb(theta, value, gradient, metric, torch.full_like(value, 1e-2))
     end, density, curvature = theta.clone(), value.clone(), state.curvature.clone()
+    promised_at_end = torch.full_like(value, torch.inf)
     rows = np.arange(len(theta))
     group = torch.as_tensor(star).to(theta.device)
     best = torch.full((int(star.max()) + 1,), -torch.inf, dtype=value.dtype, device=theta.device)
@@ -214,7 +220,7 @@ def climb(
         end[at], density[at], curvature[at] = state.theta, state.value, state.curvature
         best = best.scatter_reduce(0, group[at], state.value, reduce="amax")
 
-        promise = state.promise()
+        promise = promised_at_end[at] = state.promise()
         hopeless = state.value + 2 * promise + HOPELESS < best[group[at]]
         density[at[hopeless]] = -torch.inf
         alive = ((promise > CONVERGED) & (state.damping < 1e7) & ~hopeless).nonzero()[:, 0]
@@ -223,7 +229,7 @@ def climb(
         if len(alive) < len(rows):
             rows, state = rows[alive.cpu().numpy()], state.select(alive)
             target = target.select(alive.cpu().numpy())
-    return end, density, curvature
+    return end, density, curvature, promised_at_end
 
 
 def _updated(curvature: Tensor, step: Tensor, change: Tensor) -> Tensor:

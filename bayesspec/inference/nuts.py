@@ -38,6 +38,12 @@ SPREAD = 1.5
 _CPU_PIXELS, _PIXELS = 2**19, 2**24
 """Pixels of all chains in one pass."""
 
+FEW = 10
+"""Latents up to which the warm-up's draws are enough to adapt a mass matrix, and `DRAWS` draws to look at."""
+
+DRAWS, MORE_DRAWS = 600, 900
+"""Draws of a chain with few latents, and with more, where the log density of draws changes more slowly."""
+
 _STATS = ("energy", "lp", "step_size", "tree_depth", "n_steps", "acceptance_rate", "diverging")
 
 
@@ -47,9 +53,10 @@ def nuts_draws(
     *,
     chains: int = 4,
     warmup: int = 200,
-    draws: int = 600,
+    draws: int | None = None,
     target_accept: float = 0.8,
     max_tree_depth: int = 10,
+    budget: int = 20_000,
     starts: int = 10,
     seed: int = 0,
     progress: bool = False,
@@ -59,7 +66,8 @@ def nuts_draws(
 
     The kernel is Pyro's. It moves in the coordinates u of :math:`\theta = \theta_m + L u`, where
     :math:`\theta_m` is the mode that the chain starts from and :math:`L L^T` Laplace's covariance there, so
-    that its mass matrix is right from the first step and adapts only to what Laplace misses. Every mode with
+    that its mass matrix is right from the first step. With few latents it adapts to what Laplace misses; in
+    more, the draws of a warm-up say less of a covariance than Laplace does, and it stays. Every mode with
     a share of the mass worth having gets a chain before any gets a second one. Chains that do not agree show
     in R-hat; a mode that no start leads to does not.
 
@@ -75,9 +83,11 @@ def nuts_draws(
         batch: N stars.
         chains: Chains for each star.
         warmup: Draws of each chain that adapt step size and mass matrix, and are not part of the posterior.
-        draws: Draws of each chain after these.
+        draws: Draws of each chain after these; None: 600, and 900 with more than 10 latents.
         target_accept: Mean acceptance probability that the step size is adapted to.
         max_tree_depth: A trajectory has less than 2 ** max_tree_depth steps.
+        budget: Densities with gradients that a chain may ask for. One that has spent them goes on by single
+            steps, which are right but slow to mix; `budget_spent` says so.
         starts: Classes whose best training latents are followed to a mode.
         seed: Of everything random.
         progress: Show a bar on stderr.
@@ -85,7 +95,7 @@ def nuts_draws(
 
     Returns:
         Equally probable draws with `diagnostics` r_hat, ess_bulk, ess_tail (the worst over latents, scales
-        and log density) and divergences, and the statistics of all draws, warm-up apart.
+        and log density), divergences and budget_spent, and the statistics of all draws, warm-up apart.
 
     Example:
         >>> import numpy as np
@@ -98,9 +108,11 @@ def nuts_draws(
         ((1, 2, 20, 3), (1, 2, 20), (1, 2, 30))
     """
     scan = LatentScan(model) if scan is None else scan
+    few = model.latent_dim + model.residual_dim <= FEW
+    draws = (DRAWS if few else MORE_DRAWS) if draws is None else draws
     pixels = batch.flux[0].numel() * chains
     per = max(1, (_CPU_PIXELS if batch.flux.device.type == "cpu" else _PIXELS) // pixels)
-    settings = _Settings(warmup, draws, target_accept, max_tree_depth)
+    settings = _Settings(warmup, draws, target_accept, max_tree_depth, budget, few)
     parts = []
     with progress_bar("NUTS", len(batch) * chains * (warmup + draws), enabled=progress) as report:
         for first in range(0, len(batch), per):
@@ -142,6 +154,8 @@ class _Settings(NamedTuple):
     draws: int
     target_accept: float
     max_tree_depth: int
+    budget: int
+    adapt_mass: bool
 
 
 @dataclass
@@ -162,6 +176,7 @@ class _Chain:
 
     u: list[NDArray] = field(default_factory=list)
     stats: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in _STATS})
+    spent: bool = False
 
 
 class _Starts(NamedTuple):
@@ -220,6 +235,7 @@ def _sample(
     centre, factor = (part.cpu().double().numpy() for part in frame)
     theta = centre[:, None] + np.einsum("rij,rtj->rti", factor, u)
     stats = {name: np.array([chain.stats[name] for chain in found]) for name in _STATS}
+    stats["spent"] = np.array([chain.spent for chain in found])
     shape = len(batch), chains
     return {
         name: array.reshape(*shape, *array.shape[1:]) for name, array in {"theta": theta, **stats}.items()
@@ -273,7 +289,8 @@ def _run_chain(ask: Any, size: int, settings: _Settings, count: _Counter) -> _Ch
 
     kernel = _Kernel(
         potential_fn=potential,
-        full_mass=True,
+        full_mass=settings.adapt_mass,
+        adapt_mass_matrix=settings.adapt_mass,
         target_accept_prob=settings.target_accept,
         max_tree_depth=settings.max_tree_depth,
     )
@@ -281,6 +298,8 @@ def _run_chain(ask: Any, size: int, settings: _Settings, count: _Counter) -> _Ch
     kernel.setup(settings.warmup)
     chain, point = _Chain(), kernel.initial_params
     for _ in range(settings.warmup + settings.draws):
+        if not chain.spent and sum(chain.stats["n_steps"]) >= settings.budget:
+            chain.spent, kernel._max_tree_depth = True, 1
         step_size = kernel.step_size
         point = kernel.sample(point)
         chain.u.append(point["u"].detach().numpy().copy())
@@ -340,7 +359,7 @@ class _Kernel(NUTS):
 def _join(parts: list[dict[str, NDArray]], target: Target, warmup: int) -> Draws:
     """Draws of all groups of stars, warm-up cut off, and how far they can be trusted."""
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    theta = whole.pop("theta")[:, :, warmup:]
+    theta, spent = whole.pop("theta")[:, :, warmup:], whole.pop("spent")
     early = {name: array[:, :, :warmup] for name, array in whole.items()}
     late = {name: array[:, :, warmup:] for name, array in whole.items()}
 
@@ -351,6 +370,7 @@ def _join(parts: list[dict[str, NDArray]], target: Target, warmup: int) -> Draws
         )
     diagnostics = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     diagnostics["divergences"] = late["diverging"].sum((1, 2))
+    diagnostics["budget_spent"] = spent.any(-1)
     z, log_scale, w = np.split(theta.astype(np.float32), (target.latent_dim, target.end), axis=-1)
     return Draws(
         z=z,

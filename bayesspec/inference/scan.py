@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bayesspec.model import SCALE_WIDTH, StellarModel
+from bayesspec.noise_level import NORMAL_MEDIAN
 from bayesspec.observation import ObservationBatch
 
 __all__ = ["LatentScan", "Starts"]
@@ -19,6 +20,12 @@ APART = 0.15
 
 MISFIT = 0.05
 """What separates a star from the nearest training star, in mean flux: no pixel is known better than that."""
+
+BRIGHTEST = 10.0
+"""Flux, in units of the spectrum's, that a pixel has at most in a first look, before its misfit is known."""
+
+STICKS_OUT = 5.0
+"""Misfit, in robust standard deviations, from which on a pixel has little say in where to start."""
 
 
 class Starts(NamedTuple):
@@ -66,17 +73,7 @@ class LatentScan:
             batch: N stars.
             count: S, cut to the number of classes: starts are spread over the modes, not gathered in one.
         """
-        score, log_scale = self._fit(batch)
-        n, classes = len(batch), len(self.model.classes)
-        best = score.new_full((n, classes), -torch.inf).scatter_reduce(
-            1, self.klass.expand(n, -1), score, reduce="amax"
-        )
-        klass = best.topk(min(count, classes), dim=-1).indices
-        own = torch.where(self.klass == klass[..., None], score[:, None], -torch.inf)
-        row = own.argmax(-1)
-        return Starts(
-            self.z[row], log_scale.transpose(1, 2)[torch.arange(n, device=row.device)[:, None], row], klass
-        )
+        return self._best_of_classes(*self._fit(batch), count)
 
     @torch.no_grad()
     def spread(self, batch: ObservationBatch, count: int) -> Starts:
@@ -84,28 +81,64 @@ class LatentScan:
 
         Where one arm is all there is, spectra far apart may fit it: their modes may be of one class.
         """
-        score, log_scale = self._fit(batch)
-        star = torch.arange(len(batch), device=score.device)
+        return self._best_apart(*self._fit(batch), count)
+
+    @torch.no_grad()
+    def starts_and_spread(self, batch: ObservationBatch, by_class: int, apart: int) -> Starts:
+        """Those of `starts`, and after them those of `spread`."""
+        found = self._fit(batch)
+        parts = self._best_of_classes(*found, by_class), self._best_apart(*found, apart)
+        return Starts(*(torch.cat(column, dim=1) for column in zip(*parts, strict=True)))
+
+    def _best_of_classes(self, score: Tensor, log_scale: Tensor, count: int) -> Starts:
+        n, classes = len(score), len(self.model.classes)
+        best = score.new_full((n, classes), -torch.inf).scatter_reduce(
+            1, self.klass.expand(n, -1), score, reduce="amax"
+        )
+        klass = best.topk(min(count, classes), dim=-1).indices
+        own = torch.where(self.klass == klass[..., None], score[:, None], -torch.inf)
+        return self._at(own.argmax(-1), log_scale)
+
+    def _best_apart(self, score: Tensor, log_scale: Tensor, count: int) -> Starts:
         rows = []
         for _ in range(count):
             rows.append(score.argmax(-1))
             near = (self.z - self.z[rows[-1]][:, None]).square().sum(-1) < APART**2
             score = torch.where(near, -torch.inf, score)
-        row = torch.stack(rows, dim=-1)
-        return Starts(self.z[row], log_scale.transpose(1, 2)[star[:, None], row], self.klass[row])
+        return self._at(torch.stack(rows, dim=-1), log_scale)
+
+    def _at(self, row: Tensor, log_scale: Tensor) -> Starts:
+        star = torch.arange(len(row), device=row.device)[:, None]
+        return Starts(self.z[row], log_scale.transpose(1, 2)[star, row], self.klass[row])
 
     def _fit(self, batch: ObservationBatch) -> tuple[Tensor, Tensor]:
-        """Approximate log posterior of every latent, (N, M), and its log scales, (N, E, M)."""
-        observed = (~batch.mask).to(batch.flux.dtype)
-        count = observed.sum(-1, keepdim=True)
-        if self.model.residual is not None:
-            observed = observed * _relative_weight(batch, count)
-        flux = torch.where(batch.mask, 0.0, batch.flux)
-        power = observed @ self.templates.square().T
-        cross = (observed * flux) @ self.templates.T
-        square = (observed * flux.square()).sum(-1, keepdim=True)
+        """Approximate log posterior of every latent, (N, M), and its log scales, (N, E, M).
 
-        # The scale that fits best where it is free: from sums of squares, as y = a (s + noise).
+        A cosmic ray must not say where to start: what sticks out of the best template is weighed down, and
+        all are compared anew.
+        """
+        count = (~batch.mask).sum(-1, keepdim=True).to(batch.flux.dtype)
+        weight = (~batch.mask).to(batch.flux.dtype)
+        if self.model.residual is not None:
+            weight = _relative_weight(batch, count)
+        flux = torch.where(batch.mask, 0.0, batch.flux)
+        score, log_scale = self._compare(batch, flux.clamp(-BRIGHTEST, BRIGHTEST), weight, count)
+        best = score.argmax(-1)
+        scale = log_scale[torch.arange(len(best), device=best.device), :, best].exp()[..., None]
+        away = (flux / scale - self.templates[best][:, None]).abs() * weight.sqrt()
+        usual = torch.where(batch.mask, torch.nan, away).nanmedian(-1, keepdim=True).values.nan_to_num(1.0)
+        away = away / (STICKS_OUT * NORMAL_MEDIAN * usual.clamp_min(1e-6))
+        return self._compare(batch, flux, weight / (1 + away.square()), count)
+
+    def _compare(
+        self, batch: ObservationBatch, flux: Tensor, weight: Tensor, count: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`_fit` by weighted sums of squares; flux and weight (N, E, D), observed pixels (N, E, 1)."""
+        power = weight @ self.templates.square().T
+        cross = (weight * flux) @ self.templates.T
+        square = (weight * flux.square()).sum(-1, keepdim=True)
+
+        # The scale that fits best where it is free, as y = a (s + noise).
         free = batch.free_scale[..., None]
         scale = torch.where(free & (cross > 0), cross / power.clamp_min(1e-12), 1.0)
         misfit = square / scale.square() - 2 * cross / scale + power

@@ -21,6 +21,7 @@ from .discrepancy import discrepancy_posterior
 from .draws import Draws
 from .map import MapEstimate
 from .result import Result
+from .target import Target
 from .unseen import unseen_posterior
 
 __all__ = ["PriorTail", "arviz_input", "flux_draws", "point_columns", "posterior_columns"]
@@ -33,6 +34,9 @@ EXCESS_NOISE = 4.0
 
 R_HAT, ESS, PARETO_K = 1.01, 400.0, 0.7
 """What chains, and weights, must keep to be trusted (Vehtari et al. 2021, 2024)."""
+
+UNFINISHED = 0.1
+"""Gain in log density that one more step promises, above which a maximum is said not to be one."""
 
 MISFIT_SPREAD = 0.12
 """Scatter of `chi2` about 1 among unseen stars, where the model knows the noise."""
@@ -94,7 +98,18 @@ def point_columns(
     found = discrepancy_posterior(model, batch, estimate.z, columns["scale"])
     if found is not None:
         spectrum = spectrum + found.mean
-    return _columns(model, batch, spectrum, columns, {})
+    promise = estimate.promise
+    if promise.isnan().any():
+        promise = torch.where(promise.isnan(), _promise(model, batch, estimate), promise)
+    return _columns(model, batch, spectrum, columns, {"promise": promise.cpu().numpy()})
+
+
+def _promise(model: StellarModel, batch: ObservationBatch, estimate: MapEstimate) -> Tensor:
+    """Gain in log density, (N,), of one step of Newton's from where a first-order engine has stopped."""
+    target = Target(model, batch, "joint")
+    theta = target.join(estimate.z, estimate.log_scale)
+    _, gradient = target.gradient(theta)
+    return 0.5 * (gradient * torch.linalg.solve(target.metric(theta), gradient)).sum(-1)
 
 
 @torch.no_grad()
@@ -181,7 +196,7 @@ def _columns(
     scale, latents = columns["scale"], columns.pop("latents")
     flow = model.likelihood(latents[:, None], model.spectrum(latents)[:, None], scale, batch)
     used = flow.used
-    xi = _whitened(flow, batch.flux)
+    xi = flow.whiten(batch.flux)
     z, w = model.split(latents)
     tensors = {
         **columns,
@@ -198,9 +213,8 @@ def _columns(
         "observed_fraction": batch.observed_fraction,
         "residual_share": _residual_share(model, batch, spectrum, z, scale),
     }
-    signal = torch.full_like(tensors["chi2"], torch.inf)
+    signal = _significance(flow, batch)
     if model.residual is not None:
-        signal = _significance(flow, batch)
         tensors["outlier_score"] = _least_of(columns["outlier_score"], tensors["chi2"], signal)
     arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in tensors.items()}
     arrays["warnings"] = [
@@ -226,10 +240,10 @@ def _residual_share(
 
 def _significance(flow: NoiseFlow | RobustNoiseFlow, batch: ObservationBatch) -> Tensor:
     """The spectrum's amplitude in units of its error, (N,), if nothing but the amplitude were free."""
-    expected = flow.scale[..., None] * flow.loc
-    weight = torch.where(batch.mask, 0.0, batch.ivar)
-    power = (weight * expected.square()).sum((-2, -1))
-    return (weight * expected * batch.flux).sum((-2, -1)) / power.clamp_min(1e-12).sqrt()
+    weight = flow.precision(batch.flux)  # a cosmic ray has none
+    power = (weight * flow.loc.square()).sum((-2, -1))
+    seen = torch.where(batch.mask, 0.0, batch.flux) / flow.scale[..., None]
+    return (weight * flow.loc * seen).sum((-2, -1)) / power.clamp_min(1e-12).sqrt()
 
 
 def _least_of(rarity: Tensor, chi2: Tensor, signal: Tensor) -> Tensor:
@@ -242,11 +256,6 @@ def _least_of(rarity: Tensor, chi2: Tensor, signal: Tensor) -> Tensor:
     return 1 - (1 - least) ** 3
 
 
-def _whitened(flow: NoiseFlow | RobustNoiseFlow, flux: Tensor) -> Tensor:
-    """Standard normal if the model is right, (N, E, D)."""
-    return flow.xi(flow.residual(flux)) if isinstance(flow, NoiseFlow) else flow.whiten(flux)
-
-
 def _notes(chi2: float, outlier: float, signal: float, diagnostics: dict[str, float]) -> tuple[str, ...]:
     notes = []
     if signal < FAINT:
@@ -255,6 +264,10 @@ def _notes(chi2: float, outlier: float, signal: float, diagnostics: dict[str, fl
         notes.append(f"outside its class: stars rarer than this have probability {outlier:.1g}")
     if chi2 > EXCESS_NOISE:
         notes.append(f"outside the model: the noise is {np.sqrt(chi2):.1f} times as large as the model's")
+    if (gain := diagnostics.get("promise", 0.0)) > UNFINISHED:
+        notes.append(f"the climb has not ended: one more step promises {gain:.1g} in log density")
+    if diagnostics.get("budget_spent", False):
+        notes.append("NUTS has spent its budget of densities")
     if diagnostics.get("r_hat", 1.0) >= R_HAT:
         notes.append(f"chains disagree: R-hat {diagnostics['r_hat']:.3f}")
     by_chains = diagnostics.get("handed_over", "r_hat" in diagnostics)

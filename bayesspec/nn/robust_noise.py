@@ -11,6 +11,10 @@ from torch import Tensor, nn
 # Means stay below MEAN_MAX standard deviations, widths within exp(+-ALPHA_MAX) of the pipeline's.
 MEAN_MAX, ALPHA_MAX = 4.0, 3.0
 
+# So many standard deviations from nothing, noise tells half of what it would of the pixels after it: a cosmic
+# ray is no noise of theirs.
+WILD = 30.0
+
 # Pixels on each side over which the pipeline's noise is averaged: far wider than a sky line.
 _AROUND = 24
 # Legendre polynomials of the position along the spectrum.
@@ -27,8 +31,8 @@ class RobustNoiseNetwork(nn.Module):
     :class:`bayesspec.nn.noise.NoiseNetwork`; beside the noise itself it reads what is known beforehand, the
     *context* of a pixel: which of the K pixels are observed, how far the pipeline's standard deviation stands
     above its surroundings (a sky line), and the position along the spectrum. All is smooth: the noise is read
-    as reach * tanh(t / reach), activations are SiLU, and
-    :math:`|\mu| < 4`, :math:`|\alpha| < 3`.
+    as reach * tanh(t / reach) / (1 + (t / 30)^2), so that a cosmic ray is read as nothing, activations are
+    SiLU, and :math:`|\mu| < 4`, :math:`|\alpha| < 3`.
 
     The base is a mixture of M Gaussians of mean zero, weights :math:`\pi_m` and scales :math:`\kappa_m`: its
     widest components take what no Gaussian expects, cosmic rays and residuals of sky lines.
@@ -41,7 +45,7 @@ class RobustNoiseNetwork(nn.Module):
         channels: The number of channels of the convolution.
         hidden: The number of hidden units of each pixel after it.
         components: The number M of components of the base.
-        reach: Preceding noise is read as reach * tanh(t / reach).
+        reach: Preceding noise of a few standard deviations is read as reach * tanh(t / reach).
 
     Example:
         >>> network = RobustNoiseNetwork()
@@ -175,7 +179,7 @@ class RobustNoiseNetwork(nn.Module):
         return mean, alpha
 
     def _bounded(self, t: Tensor) -> Tensor:
-        return self.reach * torch.tanh(t / self.reach)
+        return self.reach * torch.tanh(t / self.reach) / (1 + (t / WILD).square())
 
     def _offset(self, context: Tensor) -> Tensor:
         return torch.addmm(self.convolution.bias[:, None], self.known.weight, context)

@@ -60,6 +60,7 @@ def test_jacobian_is_causal(flow: NoiseFlow) -> None:
     torch.testing.assert_close(torch.linalg.slogdet(jacobian).logabsdet, -alpha.sum())
 
 
+@pytest.mark.usefixtures("no_hits")
 def test_linear_flow_is_multivariate_normal() -> None:
     """With a linear network and constant widths the flow is a Gaussian AR(K) process, computed densely."""
     coefficients = torch.tensor([0.1, -0.2, 0.15, 0.05, 0.4], dtype=F64)
@@ -224,6 +225,7 @@ def test_arguments_are_validated(network: Callable) -> None:
     assert NoiseFlow(loc, noise, observed=~y.isnan(), validate_args=True).log_prob(y).isfinite().all()
 
 
+@pytest.mark.usefixtures("no_hits")
 def test_draws_do_not_run_away() -> None:
     """A width that grows fast with the noise before it feeds on itself, unless `reach` bounds it."""
     largest = {}

@@ -11,6 +11,7 @@ from pyro.distributions.testing.gof import unif01_goodness_of_fit
 from torch import Tensor
 
 from bayesspec.distributions import RobustNoiseFlow
+from bayesspec.distributions.spectrum_noise import HIT_SHARE, HIT_WIDTH
 from bayesspec.nn import RobustNoiseNetwork
 
 F64 = torch.float64
@@ -60,7 +61,11 @@ def test_log_prob_is_its_formula(flow: RobustNoiseFlow) -> None:
                 r = y[n, e, d] / a - flow.loc[n, 0, d]
                 widths = (tau**2 + (scales * alpha.exp() * sigma) ** 2).sqrt()
                 normal = torch.distributions.Normal(mean * sigma**2 / c, widths)
-                expected = (log_weights + normal.log_prob(r)).logsumexp(0) - a.log()
+                usual = (log_weights + normal.log_prob(r)).logsumexp(0)
+                width = (tau**2 + (HIT_WIDTH * alpha.exp() * sigma) ** 2).sqrt()
+                hit = torch.distributions.Cauchy(mean * sigma**2 / c, width).log_prob(r)
+                parts = usual + math.log(1 - HIT_SHARE), hit + math.log(HIT_SHARE)
+                expected = torch.logaddexp(*parts) - a.log()
                 torch.testing.assert_close(terms[n, e, d], expected)
                 t = r / c
             else:
@@ -100,6 +105,7 @@ def test_whitening_is_the_density(flow: RobustNoiseFlow) -> None:
     torch.testing.assert_close(logdet + normal, flow.log_prob(y)[0, 1])
 
 
+@pytest.mark.usefixtures("no_hits")
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_whitening_reaches_the_tails(dtype: torch.dtype) -> None:
     """A Gaussian residual is whitened to what it is at 0, 0.1, 30 and 1e4 standard deviations."""
@@ -110,6 +116,7 @@ def test_whitening_reaches_the_tails(dtype: torch.dtype) -> None:
     torch.testing.assert_close(flow.whiten(t).detach(), t)
 
 
+@pytest.mark.usefixtures("no_hits")
 def test_one_gaussian_is_a_convolution(flow: RobustNoiseFlow) -> None:
     """With one component and a network that knows nothing: independent Gaussians of summed variance."""
     plain = changed(flow, network=gaussian())
@@ -126,6 +133,7 @@ def test_one_gaussian_is_a_convolution(flow: RobustNoiseFlow) -> None:
     torch.testing.assert_close(plain.curvature(y)[flow.observed], precision[flow.observed])
 
 
+@pytest.mark.usefixtures("no_hits")
 def test_discrepancy_is_an_integral(flow: RobustNoiseFlow) -> None:
     """A term is that of the noise alone, integrated over the discrepancy by quadrature."""
     y = flow.sample()
@@ -152,6 +160,7 @@ def test_no_discrepancy_is_none(flow: RobustNoiseFlow) -> None:
     assert (flow.noise_precision(y) >= flow.precision(y)).all()
 
 
+@pytest.mark.usefixtures("no_hits")
 def test_a_large_discrepancy_leaves_nothing_to_predict(flow: RobustNoiseFlow) -> None:
     """Where the discrepancy dwarfs the noise, pixels are independent Gaussians of its width."""
     wide = changed(flow, discrepancy=torch.full((D,), 1e5, dtype=F64))
@@ -160,6 +169,7 @@ def test_a_large_discrepancy_leaves_nothing_to_predict(flow: RobustNoiseFlow) ->
     torch.testing.assert_close(wide.whiten(y).detach(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("no_hits")
 def test_a_known_discrepancy_is_no_noise(flow: RobustNoiseFlow) -> None:
     """Given e the centres are those of a flow without e on y - a e; of e itself the density is the same."""
     y, e = flow.sample(), 0.1 * torch.randn(flow.loc.shape, dtype=F64)

@@ -18,13 +18,13 @@ def model():
 
 
 def star(model, *, gap=False, name="star"):
-    """Noise about a spectrum of the model, of known scale, some pixels missing."""
+    """Noise about a spectrum of the model, some pixels missing."""
     rng = np.random.default_rng(5)
     clean = model.generator(model.prior.centres[3, 0]).numpy()
     mask = rng.random(2048) < 0.02
     mask[700:900] |= gap
     flux = clean + 0.1 * rng.standard_normal(2048)
-    return Observation(model.grid.wavelength, flux, mask=mask, name=name, scale=1.0)
+    return Observation(model.grid.wavelength, flux, mask=mask, name=name)
 
 
 def test_ratios_are_the_median_over_stars():
@@ -39,10 +39,11 @@ def test_ratios_are_the_median_over_stars():
 
 
 def test_refuses_what_the_density_in_jax_is_not_for(model):
-    """Free scales and several exposures are not in it."""
-    half = Observation(model.grid.wavelength, np.ones(2048), mask=np.arange(2048) > 1200, name="half")
-    batch = ObservationBatch.from_observations([star(model), half], model.grid)
-    with pytest.raises(BayesspecError, match=r"covers the grid, not half$"):
+    """Known scales and several exposures are not in it."""
+    known = Observation(model.grid.wavelength, np.ones(2048), name="known", scale=1.0)
+    two = Observation.from_exposures([star(model), star(model)], name="two")
+    batch = ObservationBatch.from_observations([star(model), known, two], model.grid)
+    with pytest.raises(BayesspecError, match=r"unknown scale, not known, two$"):
         bench_posterior(model, batch)
 
 
@@ -54,9 +55,11 @@ def test_density_in_jax_is_the_models(model, gap):
 
     batch = ObservationBatch.from_observations([star(model, gap=gap)], model.grid)
     z = model.prior.centres[:, :4].flatten(0, 1)
-    here, _ = log_joint(model, batch.select([0] * len(z)), z, torch.zeros(len(z), 1), classes="marginal")
+    scale = torch.linspace(-0.5, 0.5, len(z))[:, None]
+    here, _ = log_joint(model, batch.select([0] * len(z)), z, scale, classes="marginal")
     density = jax_log_density(model)
-    there = [float(density(row, batch.flux[0, 0].numpy(), batch.mask[0, 0].numpy())) for row in z.numpy()]
+    data = batch.flux[0, 0].numpy(), batch.mask[0, 0].numpy()
+    there = [float(density(row, *data)) for row in torch.cat([z, scale], dim=-1).numpy()]
     np.testing.assert_allclose(there, here.numpy(), rtol=1e-5, atol=0.02)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import pytest
 import torch
 
 from bayesspec.inference.discrepancy import discrepancy_posterior
@@ -18,6 +19,7 @@ def point(model, batch, seed=0):
     return torch.cat([z, w], -1), scale.to(z)
 
 
+@pytest.mark.usefixtures("no_hits")
 def test_it_is_the_normal_normal_posterior(gaussian_stellar, gaussian_stellar_batch):
     """One exposure or several, complete or not, each of its own scale; written out star by star."""
     model, batch = gaussian_stellar, gaussian_stellar_batch
@@ -75,6 +77,7 @@ def test_perfect_data_are_believed(toy_stellar, toy_stellar_batch):
     assert found.share[observed].min() > 1 - 1e-3
 
 
+@pytest.mark.usefixtures("no_hits")
 def test_of_another_spectrum_the_mean_is_known(gaussian_stellar, gaussian_stellar_batch):
     """mean - share * (s' - s), exactly where the noise is Gaussian and the sizes are the same."""
     latents, scale = point(gaussian_stellar, gaussian_stellar_batch)

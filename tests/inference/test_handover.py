@@ -24,7 +24,7 @@ def test_the_hand_over_can_be_left_out(toy_model):
     """The weighted draws stay; the row says that they are not to be trusted, not that NUTS drew them."""
     star = bayesspec.Observation(toy_model.grid.wavelength, np.ones(toy_model.grid.size), scale=1.0)
     options = {"model": toy_model, "method": "importance", "draws": 20, "rounds": 0}
-    res = bayesspec.denoise(star, handover=False, **options)
+    res = bayesspec.denoise(star, **options)
     assert not res.table["handed_over"][0]
     assert res.warnings[0][-1].startswith("weights not to be trusted, Pareto k")
     assert "NUTS" not in res.table["warnings"][0]
@@ -36,7 +36,8 @@ def test_doubtful_stars_are_drawn_by_nuts(toy_model):
     """Twenty draws are too few for any k: the star's draws are NUTS's, thinned, and its row says so."""
     wave = toy_model.grid.wavelength
     star = bayesspec.Observation(wave, np.ones(len(wave)), name="a", scale=1.0)
-    res = bayesspec.denoise(star, model=toy_model, method="importance", draws=20, rounds=0)
+    options = {"method": "importance", "draws": 20, "rounds": 0, "handover": True}
+    res = bayesspec.denoise(star, model=toy_model, **options)
     assert res.table["handed_over"][0]
     assert "drawn by NUTS instead" in res.table["warnings"][0]
 

@@ -54,6 +54,7 @@ def test_information_is_positive_semidefinite(toy_stellar, toy_stellar_batch, fa
         assert (values[~absent][:, -1] > 0).all()
 
 
+@pytest.mark.usefixtures("no_hits")
 def test_information_of_gaussian_noise_is_that_of_least_squares(without_discrepancy, gaussian_stellar_batch):
     """J^T W J of every exposure: J by autograd of the scaled spectrum, W the pipeline's inverse variance."""
     model, batch = without_discrepancy, gaussian_stellar_batch
@@ -71,6 +72,7 @@ def test_information_of_gaussian_noise_is_that_of_least_squares(without_discrepa
             torch.testing.assert_close(found[n, e], expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.usefixtures("no_hits")
 def test_information_adds_up_over_exposures(gaussian_stellar, gaussian_stellar_batch):
     """Three exposures say of z and w what their stack says: e is one for all of them."""
     model, batch = gaussian_stellar, gaussian_stellar_batch.select([3])
@@ -168,6 +170,7 @@ def test_observed_metric_is_minus_the_hessian_at_a_mode(
         assert (torch.linalg.eigvalsh(own) > 0).all()
 
 
+@pytest.mark.usefixtures("no_hits")
 @pytest.mark.parametrize("depth", [1.0, 3e-3])
 def test_w_is_summed_out(without_discrepancy, gaussian_stellar_batch, depth):
     """At the most probable w of any size, the penalised density is, but for a constant, that of the rest."""

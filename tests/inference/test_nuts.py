@@ -107,7 +107,7 @@ def test_statistics_of_every_draw(toy_draws):
 
 def test_diagnostics_of_every_star(toy_draws):
     found = toy_draws.diagnostics
-    assert set(found) == {"r_hat", "ess_bulk", "ess_tail", "divergences"}
+    assert set(found) == {"r_hat", "ess_bulk", "ess_tail", "divergences", "budget_spent"}
     assert all(len(values) == len(toy_draws) for values in found.values())
     assert (found["r_hat"] < 1.03).all()
     assert (found["ess_bulk"] > 200).all()
@@ -257,3 +257,14 @@ def test_real_spectra(real_batch):
         np.testing.assert_allclose(z.std(0), std, rtol=4.5 / np.sqrt(ess[n]))
         classes = model.log_joint_classes(torch.as_tensor(z)).softmax(-1).mean(0)
         np.testing.assert_allclose(classes, exact.class_probabilities[0], atol=2.5 / np.sqrt(ess[n]))
+
+
+def test_a_chain_that_has_spent_its_budget_goes_on_by_single_steps(toy_model, toy_stars):
+    """Nothing runs without bound: the budget, one trajectory more, and a step a draw; and it is said."""
+    options = {"chains": 2, "warmup": 10, "draws": 40, "max_tree_depth": 5}
+    found = nuts_draws(toy_model, toy_stars.select([0]), budget=50, **options)
+    assert found.diagnostics["budget_spent"].all()
+    steps = np.concatenate([found.warmup_stats["n_steps"][0], found.sample_stats["n_steps"][0]], axis=-1)
+    before = np.cumsum(steps, axis=-1) - steps
+    assert (steps[before >= 50] == 1).all()
+    assert not nuts_draws(toy_model, toy_stars.select([0]), **options).diagnostics["budget_spent"].any()

@@ -17,7 +17,7 @@ from bayesspec.model import SCALE_WIDTH
 
 @pytest.fixture(scope="module")
 def stars(toy_model):
-    """One complete spectrum; two exposures with gaps, their scales free."""
+    """One complete spectrum of known scale; two exposures with gaps, their scales free."""
     wavelength = toy_model.grid.wavelength
     rng = np.random.default_rng(0)
     with torch.no_grad():
@@ -26,7 +26,7 @@ def stars(toy_model):
     mask = np.zeros(noisy[1].shape, bool)
     mask[0, 20:30], mask[1, 50:] = True, True
     return [
-        bayesspec.Observation(wavelength, noisy[0, 0], name="whole"),
+        bayesspec.Observation(wavelength, noisy[0, 0], name="whole", scale=1.0),
         bayesspec.Observation(wavelength, noisy[1] * [[3.0], [5.0]], mask=mask, name="parts"),
     ]
 

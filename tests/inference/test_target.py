@@ -45,6 +45,7 @@ def test_gradient_is_that_of_the_density(target, theta):
         torch.testing.assert_close(gradient[:, k], slope, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("no_hits")
 def test_fisher_metric_is_the_mean_curvature_of_the_likelihood(toy_model):
     """Over spectra drawn from the model, the mean outer product of the scores is the metric."""
 
