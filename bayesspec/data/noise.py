@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import median_filter
 
 from bayesspec.exceptions import ObservationError, ReadError
 from bayesspec.grid import WavelengthGrid, mean_absolute_flux
@@ -17,17 +19,29 @@ from .split import split_by_hash
 
 __all__ = ["NoiseLibrary", "exposure_noise"]
 
+Array = NDArray[np.float64]
+
+CLIP = 5.0
+"""Standard deviations of the usual noise beyond which a pixel is a hit, and has no part in level and mean."""
+
+USUAL, NEIGHBOURS = 51, 11
+"""Pixels whose median tells the usual noise around a pixel, and the star's flux around it."""
+
 
 def exposure_noise(
     star: Observation, grid: WavelengthGrid
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
     r"""Noise of every exposure of one star: residual, ivar and mask (True = bad), each (E, D).
 
-    Exposures are rebinned and brought to mean |flux| = 1 as everywhere in this package; one that covers only
-    part of the grid is brought to the unit of the others over that part. Their mean contains each exposure's
-    own noise, so the plain difference has variance :math:`(1 - 1/n) \sigma^2`; it is scaled by
-    :math:`\sqrt{n / (n - 1)}`, with n the exposures that observed the pixel. A pixel that only one of them
-    observed is masked.
+    Exposures are rebinned and brought to one brightness by their ratios over the pixels that they share, and
+    to mean |flux| = 1 of their star. Their mean contains each exposure's own noise, so the plain difference
+    has variance :math:`(1 - 1/n) \sigma^2`; it is scaled by :math:`\sqrt{n / (n - 1)}`, with n the exposures
+    that are in the mean.
+
+    A hit, far from what the others have, is in no ratio and in no mean: to the other exposures the pixel is
+    as if it were masked in this one. Its own residual is its whole height above the mean of the others. Of
+    two exposures that differ, that one is hit which stands out from its neighbours. A pixel that only one
+    exposure observed is masked, and so is one where the only other is hit.
 
     References:
         | Kang, He & Zhang 2021, RAA 21, 169, section 4.1; the factor is this package's correction
@@ -48,22 +62,88 @@ def exposure_noise(
     if not (n > 1).any():
         raise ObservationError(f"{star.name or 'star'}: noise needs two exposures of the same pixels")
 
-    # The unit: mean |flux| over the grid of the star, as far as an exposure's own pixels can tell.
-    own = mean_absolute_flux(on_grid.flux, on_grid.mask)
-    unit = np.where(own > 0, own, 1.0)
-    for _ in range(3):
-        scaled = np.where(observed, on_grid.flux / unit[:, None], 0.0)
-        mean = scaled.sum(0) / np.maximum(n, 1)
-        seen = n > 0
-        whole = mean_absolute_flux(mean, ~seen)
-        part = np.array([mean_absolute_flux(mean, ~o) for o in observed])
-        unit = np.where((own > 0) & (part > 0), own * whole / np.where(part > 0, part, 1.0), unit)
+    level = _levels(on_grid.flux, observed)[:, None]
+    flux, ivar = on_grid.flux / level, on_grid.ivar * level**2
+    regular = observed & ~_hits(flux, ivar, observed)
+    kept = regular.sum(0)
+    mean = np.where(regular, flux, 0.0).sum(0) / np.maximum(kept, 1)
 
-    scaled = on_grid.flux / unit[:, None]
-    mean = np.where(observed, scaled, 0.0).sum(0) / np.maximum(n, 1)
-    usable = observed & (n > 1)
-    residual = np.where(usable, (scaled - mean) * np.sqrt(n / np.maximum(n - 1, 1)), 0.0)
-    return residual, np.where(usable, on_grid.ivar * unit[:, None] ** 2, 0.0), ~usable
+    # The unit: mean |flux| of the star, hits in pixels that one exposure alone observed left out.
+    unit = mean_absolute_flux(_around(mean, n > 0, NEIGHBOURS), n == 0)
+    unit = unit if unit > 0 else 1.0
+    usable = observed & (n > 1) & ((kept > 1) | ~regular)
+    factor = np.where(regular, np.sqrt(kept / np.maximum(kept - 1, 1)), 1.0)
+    residual = np.where(usable, (flux - mean) * factor / unit, 0.0)
+    return residual, np.where(usable, ivar * unit**2, 0.0), ~usable
+
+
+def _levels(flux: Array, observed: NDArray[np.bool_]) -> Array:
+    """Brightness of each exposure, (E,): what fits the ratios of all pairs best.
+
+    A ratio is that of two sums, over the pixels that both observed and in which they agree: noise gives it no
+    bias, as it would the ratios of single pixels, and a hit of any height has no part in it.
+    """
+    differences, ratios = [], []
+    for i, j in combinations(range(len(flux)), 2):
+        shared = observed[i] & observed[j]
+        if shared.any():
+            differences.append(np.sqrt(shared.sum()) * (np.eye(len(flux))[i] - np.eye(len(flux))[j]))
+            ratios.append(np.sqrt(shared.sum()) * np.log(_ratio(flux[i, shared], flux[j, shared])))
+    return np.exp(np.linalg.lstsq(np.array(differences), np.array(ratios))[0])
+
+
+def _ratio(one: Array, other: Array) -> float:
+    """How much brighter one exposure is than another, of the pixels (M,) of both."""
+    sizes = np.median(np.abs(one)), np.median(np.abs(other))
+    if min(sizes) <= 0:
+        return 1.0
+    ratio = sizes[0] / sizes[1]
+    for _ in range(10):
+        away = np.abs(one - ratio * other)
+        spread = np.maximum(1.4826 * _around(away, away >= 0, USUAL), 1e-9 * sizes[0])
+        weight = (away < CLIP * spread) / spread**2
+        sums = weight @ one, weight @ other
+        if min(sums) <= 0:  # nothing but noise
+            break
+        ratio = sums[0] / sums[1]
+    return ratio
+
+
+def _hits(flux: Array, ivar: Array, observed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """True where an exposure is far from what the others have in a pixel, (E, D), for its noise there.
+
+    They are compared with their median. Of the two in the middle of an even number, and so of two exposures
+    in all, it is the one nearer to the median of the pixels around: stars are smoother than hits.
+    """
+    n = observed.sum(0)
+    ordered = np.sort(np.where(observed, flux, np.inf), axis=0)
+    lower, upper = (_pick(ordered, k) for k in ((n - 1) // 2, n // 2))
+    around = _around((lower + upper) / 2, n > 0, NEIGHBOURS)
+    middle = np.where(np.abs(lower - around) <= np.abs(upper - around), lower, upper)
+
+    # The usual noise: of the exposure in the pixels around, or the pipeline's of all exposures in this pixel,
+    # which knows the lines of the sky. Its own error of a hit may be as large as the hit.
+    more = np.sqrt(n / np.maximum(n - 1, 1))
+    away = np.abs(flux - np.where(observed, flux, 0.0).sum(0) / np.maximum(n, 1)) * more
+    own = 1.4826 * np.stack([_around(a, o & (n > 1), USUAL) for a, o in zip(away, observed, strict=True)])
+    sigma = np.sort(np.where(ivar > 0, 1 / np.sqrt(np.where(ivar > 0, ivar, 1.0)), np.inf), axis=0)
+    stated = _pick(sigma, ((ivar > 0).sum(0) - 1) // 2)
+    return observed & (np.abs(flux - middle) > CLIP * more * np.maximum(own, stated))
+
+
+def _pick(ordered: Array, index: NDArray[np.int64]) -> Array:
+    """The value at each pixel's index of arrays (E, D), (D,); 0 where there is none."""
+    inside = (index >= 0) & (index < len(ordered))
+    value = np.take_along_axis(ordered, np.where(inside, index, 0)[None], 0)[0]
+    return np.where(inside & np.isfinite(value), value, 0.0)
+
+
+def _around(values: Array, seen: NDArray[np.bool_], width: int) -> Array:
+    """Running median of the pixels that were seen, (D,); 0 elsewhere."""
+    smooth = np.zeros(len(values))
+    # Mirrored without the last pixel itself, which would otherwise have the majority there.
+    smooth[seen] = median_filter(values[seen], size=min(width, max(seen.sum(), 1)), mode="mirror")
+    return smooth
 
 
 @dataclass(frozen=True, eq=False)
