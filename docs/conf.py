@@ -147,6 +147,7 @@ RESULTS = {
     "high_snr": "Good spectra",
     "one_arm": "One arm only",
     "sky": "Sky lines and cosmic rays",
+    "hits": "A single pixel, in units of the mean flux",
     "arms": "Red arm off by 5 to 20 %",
     "visits": "Two to six exposures",
 }

@@ -15,7 +15,7 @@ from bayesspec.exceptions import BayesspecError
 from bayesspec.grid import Rebinned, WavelengthGrid, flux_unit
 from bayesspec.observation import FULL_COVERAGE, Observation, pad_exposures
 
-from .corruption import SETS, Exposures, Truth
+from .corruption import SETS, UNKNOWN_SCALE, Exposures, Truth
 from .library import CLASSES, StarLibrary
 from .noise import NoiseLibrary
 
@@ -36,6 +36,7 @@ class BenchmarkRecipe:
         random_gap: Least and most pixels of a random interval, likewise.
         levels: DER_SNR to reach.
         high_snr: S/N of the set that asks whether good spectra are made worse.
+        hits: Heights of a single pixel, in units of the star's mean |flux|; 0 is the same without a hit.
         seed: Of everything random.
 
     Example:
@@ -49,12 +50,14 @@ class BenchmarkRecipe:
     random_gap: tuple[int, int] = (100, 1000)
     levels: tuple[float, ...] = (2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0)
     high_snr: tuple[float, ...] = (30.0, 60.0, 100.0)
+    hits: tuple[float, ...] = (0.0, 10.0, 1e2, 1e3, 1e4, 1e5)
     seed: int = 2021
 
     @classmethod
     def quick(cls, seed: int = 2021) -> BenchmarkRecipe:
         """A size that ends in minutes."""
-        return cls(6, 2, (200, 500, 800), levels=(2.0, 3.0, 7.0, 20.0), seed=seed)
+        levels, hits = (2.0, 3.0, 7.0, 20.0), (0.0, 10.0, 1e3, 1e5)
+        return cls(6, 2, (200, 500, 800), levels=levels, hits=hits, seed=seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a report."""
@@ -258,7 +261,7 @@ def _build(
         np.where(mask, 0, stacked("ivar", 0.0)).astype(np.float32),
         mask,
         stacked("epoch", ""),
-        complete[rows] & (name != "one_arm"),
+        complete[rows] & (name not in UNKNOWN_SCALE),
         {key: np.array([condition[key] for condition in conditions]) for key in conditions[0]},
     )
 

@@ -18,7 +18,7 @@ from .injection import cosmic_rays, sky_residuals
 if TYPE_CHECKING:
     from .benchmark import BenchmarkRecipe
 
-__all__ = ["PAPER_SIZE", "SETS", "Exposures", "Truth"]
+__all__ = ["PAPER_SIZE", "SETS", "UNKNOWN_SCALE", "Exposures", "Truth"]
 
 PAPER_SIZE = 2048
 """Pixels of the paper's grid, which widths of gaps are given in."""
@@ -118,6 +118,17 @@ def _sky(
     )
 
 
+def _hits(
+    truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, recipe: BenchmarkRecipe
+) -> Iterator[Noisy]:
+    """One pixel of the same exposure raised by each height in turn; not flagged, the ivar as it was."""
+    exposure = expose(1)
+    pixel = int(rng.choice(np.flatnonzero(~exposure.mask[0])))
+    for height in recipe.hits:
+        hit = np.where(np.arange(grid.size) == pixel, height, 0.0)
+        yield exposure._replace(flux=exposure.flux + hit), {"height": height, "hit_pixel": pixel}
+
+
 def _arms(
     truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, recipe: BenchmarkRecipe
 ) -> Iterator[Noisy]:
@@ -198,9 +209,13 @@ SETS: dict[str, tuple[Builder, bool]] = {
     "gaps": (_gaps, True),
     "der_snr": (_der_snr, True),
     "sky": (_sky, False),
+    "hits": (_hits, True),
     "arms": (_arms, False),
     "visits": (_visits, False),
     "high_snr": (_high_snr, True),
     "one_arm": (_one_arm, True),
 }
 """What is done to a clean spectrum, and whether each star is taken under several conditions."""
+
+UNKNOWN_SCALE = ("hits", "one_arm")
+"""Sets in which nobody is told that the truth's mean |flux| is 1: what the spectrum itself says is wrong."""

@@ -25,6 +25,7 @@ CONDITIONS = {
     "der_snr": ("level",),
     "high_snr": ("snr",),
     "one_arm": ("arm",),
+    "hits": ("height",),
 }
 """What the spectra of a set are told apart by; of other sets all are alike."""
 

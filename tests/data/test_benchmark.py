@@ -178,6 +178,23 @@ def test_sky_only_adds_where_it_says(sets):
     assert (np.abs(plain.flux - plain.truth[:, None]) * np.sqrt(plain.ivar)).max() < 6
 
 
+def test_hits_are_one_pixel_of_the_same_exposure(sets):
+    """As high as they say, at an observed pixel, and nothing else changes; no method is told the scale."""
+    data = sets["hits"]
+    heights = data.condition["height"].reshape(-1, len(RECIPE.hits))
+    assert heights.max() == 1e5
+    np.testing.assert_array_equal(heights, np.tile(RECIPE.hits, (len(heights), 1)))
+    flux, mask, ivar = (
+        getattr(data, name)[:, 0].reshape(*heights.shape, -1) for name in ("flux", "mask", "ivar")
+    )
+    for name, array in (("mask", mask), ("ivar", ivar)):
+        np.testing.assert_array_equal(array, array[:, :1].repeat(heights.shape[1], 1), err_msg=name)
+    hit = np.arange(GRID.size) == data.condition["hit_pixel"].reshape(*heights.shape, 1)
+    assert not (hit & mask).any()
+    np.testing.assert_allclose(flux - flux[:, :1], np.where(hit, heights[..., None], 0), rtol=1e-5)
+    assert all(star.scale is None for star in data.observations())
+
+
 def test_scales_are_told_where_the_truth_has_one(sets, library, noise):
     """Not of one arm, and not of a star whose own mean |flux| is over fewer pixels."""
     assert not sets["one_arm"].scale_known.any()
