@@ -15,7 +15,6 @@ from .distributions import LatentPrior, NoiseFlow, RobustNoiseFlow
 from .exceptions import BayesspecError
 from .grid import WavelengthGrid
 from .nn import Encoder, Generator, NoiseNetwork, ResidualTerm, RobustNoiseNetwork
-from .nn.generator import forward_jacobian
 from .noise_level import fill_ivar
 from .observation import ObservationBatch
 
@@ -126,8 +125,9 @@ class StellarModel(nn.Module):
         if self.residual is None:
             return self.generator.jacobian(latents)
         z, w = self.split(latents)
-        spectrum, by_z = forward_jacobian(lambda point: self.generator(point) + self.residual(point, w), z)
-        return spectrum, torch.cat([by_z, self.residual.jacobian(z, w)], dim=-1)
+        generated, by_z = self.generator.jacobian(z)
+        by_z = by_z + self.residual.jacobian_z(z, w)
+        return generated + self.residual(z, w), torch.cat([by_z, self.residual.jacobian(z, w)], dim=-1)
 
     def split(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Latents (..., L + R) as z (..., L) and w (..., R)."""

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, silu
+from torch.nn.functional import linear, pad, silu
 
-__all__ = ["Generator", "TransposedConvolution", "forward_jacobian"]
+__all__ = ["Generator", "TransposedConvolution"]
 
 
 class TransposedConvolution(nn.Module):
     """A 1-d transposed convolution with kernel 2 * stride and padding stride / 2, channels last.
 
     The same map as `torch.nn.ConvTranspose1d`, written as one matrix product and a shifted sum: every output
-    block is the second half of one input pixel's kernel plus the first half of the next one's. It has forward
-    and reverse derivatives, and costs what the product costs.
+    block is the second half of one input pixel's kernel plus the first half of the next one's. It costs what
+    the product costs.
 
     Arguments:
         channels_in: Channels of the input.
@@ -39,11 +39,15 @@ class TransposedConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, W, channels_in) to (N, W * stride, channels_out)."""
+        return self.without_bias(x) + self.bias
+
+    def without_bias(self, x: Tensor) -> Tensor:
+        """The linear part of the map, which is its own derivative."""
         first, second = self.kernel(x).chunk(2, dim=-1)
         blocks = pad(first, (0, 0, 0, 1)) + pad(second, (0, 0, 1, 0))
         pixels = blocks.reshape(x.shape[0], -1, self.channels_out)
         half = self.stride // 2
-        return pixels[:, half:-half] + self.bias
+        return pixels[:, half:-half]
 
 
 class Generator(nn.Module):
@@ -113,8 +117,21 @@ class Generator(nn.Module):
         return (x.squeeze(-1) + self.mean).reshape(*z.shape[:-1], -1)
 
     def jacobian(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """G(z), (..., D), and dG/dz, (..., D, L), by L forward-mode products."""
-        return forward_jacobian(self, z)
+        """G(z), (..., D), and dG/dz, (..., D, L): the chain rule, layer by layer."""
+        flat = z.reshape(-1, self.latent_dim)
+        x = self.dense(flat)
+        slope = _silu_slope(x)
+        columns = [slope * by_z for by_z in self.dense.weight.T]
+        x = self.features(silu(x))
+        slope, x = _silu_slope(x), silu(x).unflatten(-1, (self.width, -1))
+        columns = [(slope * linear(c, self.features.weight)).unflatten(-1, (self.width, -1)) for c in columns]
+        for layer, upsample in enumerate(self.upsample):
+            if layer:
+                slope, x = _silu_slope(x), silu(x)
+                columns = [slope * c for c in columns]
+            x, columns = upsample(x), [upsample.without_bias(c) for c in columns]
+        spectrum, jacobian = x.squeeze(-1) + self.mean, torch.cat(columns, dim=-1)
+        return spectrum.reshape(*z.shape[:-1], -1), jacobian.reshape(*z.shape[:-1], *jacobian.shape[1:])
 
     def singular_values(self, z: Tensor) -> Tensor:
         """Singular values of dG/dz in per-pixel rms, (..., L), descending: 1 where G is an isometry."""
@@ -123,10 +140,7 @@ class Generator(nn.Module):
         return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(-1)
 
 
-def forward_jacobian(function: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
-    """f(z), (..., D), and df/dz, (..., D, L), of a function of each z (..., L) alone, by L products."""
-    columns = []
-    for direction in torch.eye(z.shape[-1], dtype=z.dtype, device=z.device):
-        value, column = torch.func.jvp(function, (z,), (direction.expand_as(z),))
-        columns.append(column)
-    return value, torch.stack(columns, dim=-1)
+def _silu_slope(x: Tensor) -> Tensor:
+    """Derivative of x sigmoid(x)."""
+    gate = torch.sigmoid(x)
+    return gate * (1 + x * (1 - gate))

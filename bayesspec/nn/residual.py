@@ -100,11 +100,8 @@ class ResidualTerm(nn.Module):
 
     def forward(self, z: Tensor, hw: Tensor) -> Tensor:
         """The residual term (..., D) of stars with latents z (..., L) and (h, w) (..., R + 1)."""
-        near, w = self.near(z), hw[..., 1:] * self.log_size(hw[..., :1]).exp()
-        anchors, patterns, _ = self.factor.shape
-        factor = self.factor.to(w.dtype).reshape(anchors * patterns, -1)
-        each = (w @ factor.T).unflatten(-1, (anchors, patterns))
-        return ((near[..., None] * each).sum(-2) + self._offset(z, near)) @ self.basis.to(w.dtype)
+        near, each = self.near(z), self._each(hw)
+        return ((near[..., None] * each).sum(-2) + self._offset(z, near)) @ self.basis.to(each.dtype)
 
     def jacobian(self, z: Tensor, hw: Tensor) -> Tensor:
         """Its derivatives by (h, w), (..., D, R + 1)."""
@@ -112,6 +109,27 @@ class ResidualTerm(nn.Module):
         by_w = self.basis.T.to(scaled.dtype) @ scaled
         by_h = self.growth(hw)[..., None] * (by_w @ hw[..., 1:, None])[..., 0]
         return torch.cat([by_h[..., None], by_w], dim=-1)
+
+    def jacobian_z(self, z: Tensor, hw: Tensor) -> Tensor:
+        """Its derivatives by z, (..., D, L)."""
+        near, away = self.near(z), z[..., None, :] - self.anchors
+        square = away.square().sum(-1, keepdim=True)
+
+        # The say of an anchor changes, (..., J, L), times what it says, (..., J, P).
+        pull = -2 * FALL * away / (self.width.square() + square)
+        turn = near[..., None] * (pull - (near[..., None] * pull).sum(-2, keepdim=True))
+        slope = self.slope.to(z.dtype)
+        says = self._each(hw) + self.offset + torch.einsum("...jl,jlp->...jp", self.away(z), slope)
+
+        # And what it says changes with `away`, whose derivatives are (..., J, L, L).
+        reach = (FARTHEST * self.width).square()
+        short = (1 + square / reach).rsqrt()[..., None]
+        identity = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+        bend = short * identity - short**3 * away[..., None] * away[..., None, :] / reach
+        by_z = turn.mT @ says + (near[..., None, None] * bend).movedim(-1, -3).flatten(-2) @ slope.flatten(
+            0, 1
+        )
+        return (by_z @ self.basis.to(z.dtype)).mT
 
     def near(self, z: Tensor) -> Tensor:
         """The say of each anchor, (..., J), of sum 1: by inverse distance, smooth and never undefined."""
@@ -127,6 +145,13 @@ class ResidualTerm(nn.Module):
         offset = z[..., None, :] - self.anchors
         square = offset.square().sum(-1, keepdim=True) / (FARTHEST * self.width).square()
         return offset * (1 + square).rsqrt()
+
+    def _each(self, hw: Tensor) -> Tensor:
+        """What each anchor makes of (h, w), (..., J, P)."""
+        w = hw[..., 1:] * self.log_size(hw[..., :1]).exp()
+        anchors, patterns, _ = self.factor.shape
+        factor = self.factor.to(w.dtype).reshape(anchors * patterns, -1)
+        return (w @ factor.T).unflatten(-1, (anchors, patterns))
 
     def _offset(self, z: Tensor, near: Tensor) -> Tensor:
         slope = self.slope.to(z.dtype).flatten(0, 1)

@@ -27,7 +27,7 @@ def test_transposed_convolution_is_torch_s(stride):
 
 
 def test_jacobian_is_autograd_s():
-    """The forward-mode Jacobian equals reverse-mode autograd's, and its value equals G."""
+    """The Jacobian by the chain rule equals reverse-mode autograd's, and its value equals G."""
     torch.manual_seed(0)
     generator = Generator(latent_dim=2, size=64, hidden=8, channels=(8, 4), strides=(4, 4)).double()
     z = torch.randn(3, 2, dtype=torch.float64)

@@ -35,6 +35,7 @@ def test_shapes(term: ResidualTerm, batch: tuple[int, ...]) -> None:
     assert term.local_offset(z).shape == (*batch, P)
     assert term.local_factor(z).shape == (*batch, P, R)
     assert term.jacobian(z, hw).shape == (*batch, D, R + 1)
+    assert term.jacobian_z(z, hw).shape == (*batch, D, L)
     assert term.growth(hw).shape == batch
 
 
@@ -91,11 +92,13 @@ def test_mean_is_linear_around_an_anchor(term: ResidualTerm) -> None:
 
 
 def test_jacobian_is_that_of_autograd(term: ResidualTerm) -> None:
-    """Derivatives by h and w of every star, small and large sizes alike."""
+    """Derivatives by z, h and w of every star, far from all anchors too, small and large sizes alike."""
     z, hw = torch.randn(5, L, dtype=F64), torch.randn(5, R + 1, dtype=F64)
     hw[3:, 0] = torch.tensor([-9.0, 9.0])
-    expected = torch.func.vmap(torch.func.jacrev(term, argnums=1))(z, hw)
-    torch.testing.assert_close(term.jacobian(z, hw), expected)
+    z[4] += 30.0
+    by_z, by_hw = torch.func.vmap(torch.func.jacrev(term, argnums=(0, 1)))(z, hw)
+    torch.testing.assert_close(term.jacobian(z, hw), by_hw)
+    torch.testing.assert_close(term.jacobian_z(z, hw), by_z)
 
 
 def test_growth_is_the_slope_of_the_log_size(term: ResidualTerm) -> None:
@@ -183,3 +186,4 @@ def test_runs_on_a_device_without_a_cpu_tensor_in_the_way(term: ResidualTerm, on
     with only_meta():
         assert term(z, hw).shape == term.discrepancy(z, hw).shape == (5, D)
         assert term.jacobian(z, hw).shape == (5, D, R + 1)
+        assert term.jacobian_z(z, hw).shape == (5, D, L)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from bayesspec.data.library import StarLibrary
 from bayesspec.data.noise import NoiseLibrary
 from bayesspec.nn import RobustNoiseNetwork
-from bayesspec.nn.generator import forward_jacobian
 from bayesspec.nn.residual import WIDTHS
 from bayesspec.training.clean import (
     Residuals,
@@ -51,7 +50,7 @@ class LinearGenerator(nn.Module):
         return 1 + z @ self.slope
 
     def jacobian(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return forward_jacobian(self, z)
+        return self(z), self.slope.T.expand(*z.shape[:-1], -1, -1)
 
 
 class RoughEncoder(nn.Module):
