@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import Any
 
@@ -23,7 +24,10 @@ __all__ = [*sorted(_PUBLIC), "__version__"]
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'bayesspec' has no attribute {name!r}")
-    value = getattr(import_module(_PUBLIC[name]), name)
+    with (
+        warnings.catch_warnings()
+    ):  # libraries add filters when they are loaded: not behind the caller's back
+        value = getattr(import_module(_PUBLIC[name]), name)
     globals()[name] = value
     return value
 

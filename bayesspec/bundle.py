@@ -18,6 +18,7 @@ from .exceptions import BundleError
 from .grid import WavelengthGrid
 from .model import StellarModel
 from .nn import Encoder, Generator, NoiseNetwork, ResidualTerm, RobustNoiseNetwork
+from .runtime import own_state
 
 __all__ = ["load_model", "read_card", "save_model", "shipped"]
 
@@ -31,6 +32,7 @@ def shipped() -> dict[str, Path]:
     return {card.parent.name: card.parent for card in sorted(folder.glob(f"*/{CARD}"))}
 
 
+@own_state()
 def load_model(name: str | Path, *, device: torch.device | str = "cpu") -> StellarModel:
     """Load a shipped model by its name, or any bundle by its path.
 

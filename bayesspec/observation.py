@@ -242,7 +242,7 @@ class ObservationBatch:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> ObservationBatch:
-        """Rebin, normalise and stack.
+        """Rebin, normalise and stack; in float32, as models are, whatever torch's default is.
 
         Raises:
             ObservationError: if a star has no observed pixel on the grid, or no flux but zero.
@@ -277,7 +277,7 @@ class ObservationBatch:
         import torch
 
         def tensor(array: NDArray) -> torch.Tensor:
-            kind = dtype or torch.get_default_dtype()
+            kind = dtype or torch.float32
             return torch.as_tensor(np.ascontiguousarray(array)).to(device=device, dtype=kind)
 
         observed = ~np.asarray(mask, dtype=bool)

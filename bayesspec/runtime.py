@@ -1,28 +1,78 @@
-"""What every long run needs: random numbers of its own, and a bar on stderr."""
+"""What every long run needs: a state of its own, random numbers of its own, and a bar on stderr."""
 
 from __future__ import annotations
 
+import os
+import random
+import threading
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
+import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["own_random_state", "progress_bar", "seeded"]
+__all__ = ["own_random_state", "own_state", "progress_bar", "seeded"]
+
+_TURN = threading.RLock()
+
+
+@contextmanager
+def own_state() -> Iterator[None]:
+    """A block, or as a decorator a function, that the caller's state does not reach, and that leaves it alone.
+
+    Inside, torch makes float32 tensors on the CPU and records gradients, without autocast, and numpy treats
+    floating-point errors as it does by default: results do not depend on what the caller has set. Random
+    numbers (torch, numpy, Python), environment and warnings filters come back as they were, after an error
+    too; the last two are changed by parts of torch that load on first use.
+
+    Threads take turns: Pyro's handlers, torch's random numbers and its default type are one for all threads.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_TURN)
+        stack.callback(_restore_globals, dict(os.environ), list(warnings.filters))
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
+        stack.enter_context(own_random_state())
+
+        stack.enter_context(np.errstate(divide="warn", over="warn", invalid="warn", under="ignore"))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        # Other threads see these two as well, so they are not touched where there is no need.
+        if torch.get_default_dtype() != torch.float32:
+            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(torch.float32)
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+def _restore_globals(environment: dict[str, str], filters: list) -> None:
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+    if warnings.filters != filters:
+        warnings.filters[:] = filters
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch inside the block; the caller's random state comes back as it was."""
     with own_random_state():
-        torch.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.manual_seed(seed)
+        else:  # which would also seed GPUs that are not in use yet, for whoever uses them later
+            torch.default_generator.manual_seed(seed)
         yield
 
 
 def own_random_state() -> AbstractContextManager[None]:
-    """A block whose random numbers, on every device, are none of the caller's."""
-    return torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+    """A block whose random numbers, on every device in use, are none of the caller's."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    return torch.random.fork_rng(devices=devices)
 
 
 @contextmanager
@@ -30,6 +80,14 @@ def progress_bar(
     label: str, total: int, done: int = 0, *, enabled: bool
 ) -> Iterator[Callable[[int, float], None]]:
     """A bar on stderr; yields what is to be called with (steps done, a number to show)."""
+    if not enabled:
+        yield lambda step, value: None
+        return
+
+    # Here, since importing it draws from Python's random numbers.
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -37,7 +95,6 @@ def progress_bar(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
-        disable=not enabled,
     )
     with bar:
         task = bar.add_task(label, total=total, completed=done, value="")

@@ -14,7 +14,7 @@ from bayesspec.bundle import load_model
 from bayesspec.exceptions import BayesspecError, ObservationError
 from bayesspec.model import StellarModel
 from bayesspec.observation import Observation, ObservationBatch
-from bayesspec.runtime import progress_bar
+from bayesspec.runtime import own_state, progress_bar
 
 from .draws import Draws
 from .handover import importance_or_nuts
@@ -36,6 +36,7 @@ METHODS = {"map": newton_estimate, "importance": importance_or_nuts, "nuts": nut
 """What `method` may be."""
 
 
+@own_state()
 def denoise(
     observations: Observation | Iterable[Observation],
     *,

@@ -14,7 +14,7 @@ from torch import Size, Tensor
 from bayesspec.distributions import NoiseFlow, RobustNoiseFlow
 from bayesspec.model import StellarModel
 from bayesspec.observation import ObservationBatch
-from bayesspec.runtime import seeded
+from bayesspec.runtime import own_state, seeded
 
 from .arviz import ArvizInput
 from .discrepancy import discrepancy_posterior
@@ -281,6 +281,7 @@ def _notes(chi2: float, outlier: float, signal: float, diagnostics: dict[str, fl
     return tuple(notes)
 
 
+@own_state()
 @torch.no_grad()
 def flux_draws(star: Result, count: int, seed: int = 0) -> NDArray[np.float32]:
     """Equally probable clean spectra of a result of one star, (count, D), in its input's flux unit."""
@@ -329,6 +330,7 @@ def _decoded(model: StellarModel, latents: Tensor) -> Iterator[Tensor]:
         yield model.spectrum(part.to(model.class_logits.device))
 
 
+@own_state()
 @torch.no_grad()
 def arviz_input(star: Result, *, replicates: int = 400, seed: int = 0) -> ArvizInput:
     """The posterior of a result of one star as plain arrays.
