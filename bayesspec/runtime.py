@@ -19,7 +19,7 @@ _TURN = threading.RLock()
 
 @contextmanager
 def own_state() -> Iterator[None]:
-    """A block, or as a decorator a function, that the caller's state does not reach, and that leaves it alone.
+    """A block, or as a decorator a function, that the caller's state does not reach and that leaves it alone.
 
     Inside, torch makes float32 tensors on the CPU and records gradients, without autocast, and numpy treats
     floating-point errors as it does by default: results do not depend on what the caller has set. Random
@@ -32,7 +32,7 @@ def own_state() -> Iterator[None]:
         stack.enter_context(_TURN)
         stack.callback(_restore_globals, dict(os.environ), list(warnings.filters))
         stack.callback(random.setstate, random.getstate())
-        stack.callback(np.random.set_state, np.random.get_state())
+        stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002 - the very state that is kept
         stack.enter_context(own_random_state())
 
         stack.enter_context(np.errstate(divide="warn", over="warn", invalid="warn", under="ignore"))

@@ -99,7 +99,7 @@ def state():
     """What a process has one of, and what a thread has one of."""
     return {
         "torch": torch.get_rng_state().tolist(),
-        "numpy": np.random.get_state()[1].tolist(),
+        "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002 - the very state that is looked at
         "python": random.getstate(),
         "dtype": torch.get_default_dtype(),
         "device": torch.get_default_device(),
@@ -136,7 +136,7 @@ def test_state_is_as_it_was_after_an_error(models, stars, monkeypatch, method, e
 
     def broken(*args):
         random.random()
-        np.random.random()  # noqa: NPY002 - the very state that is looked at
+        np.random.random()  # noqa: NPY002 - the very state that is kept
         torch.rand(3)
         os.environ["BAYESSPEC_TEST"] = "1"
         warnings.simplefilter("ignore")
@@ -217,7 +217,8 @@ import bayesspec
 
 def state():
     filters = [str(f) for f in warnings.filters]
-    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), filters, dict(os.environ)
+    numbers = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    return *numbers, filters, dict(os.environ)
 
 wavelength = np.linspace(3900, 9100, 1500)
 star = bayesspec.Observation(wavelength, 1 + 0.05 * np.random.default_rng(0).normal(size=1500))

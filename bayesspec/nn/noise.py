@@ -65,6 +65,8 @@ class NoiseNetwork(nn.Module):
             raise ValueError(
                 f"kernel, channels and hidden must be positive, not {kernel}, {channels}, {hidden}"
             )
+        if reach is not None and not reach > 0:
+            raise ValueError(f"reach must be positive, not {reach}")
         if not math.exp(-ALPHA_MAX) < initial_scale < math.exp(ALPHA_MAX):
             raise ValueError(f"initial_scale must be within exp(+-{ALPHA_MAX:g}), not {initial_scale}")
 
