@@ -319,9 +319,10 @@ def _locate(name: str | Path) -> Path:
     known = shipped()
     if str(name) in known:
         return known[str(name)]
-    path = Path(name)
-    if not (path / CARD).exists():
-        raise BundleError(
-            f"{name}: neither a shipped model ({', '.join(known) or 'none'}) nor a bundle's folder"
-        )
-    return path
+    try:
+        path = Path(name)
+        if (path / CARD).exists():
+            return path
+    except (OSError, TypeError, ValueError):  # no name of a file, or a folder that may not be looked into
+        pass
+    raise BundleError(f"{name}: neither a shipped model ({', '.join(known) or 'none'}) nor a bundle's folder")

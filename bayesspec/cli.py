@@ -221,7 +221,7 @@ def train(
 ) -> None:
     """Train a model on star libraries and the noise of real exposures.
 
-    A run that was stopped goes on where it was: give the same command again.
+    A run that was stopped, or failed, goes on where it was: give the same command again.
 
     The bundle's card names what it was trained on, and how it does on what it has not seen.
 
@@ -231,7 +231,11 @@ def train(
     from .training.recipe import train as run
 
     chosen = Recipe.read(recipe) if Path(recipe).is_file() else Recipe.named(recipe)
-    bundle = run(library, _expand(noise), out, chosen, resume=not restart, progress=sys.stderr.isatty())
+    files = _expand(noise)
+    try:
+        bundle = run(library, files, out, chosen, resume=not restart, progress=sys.stderr.isatty())
+    except OSError as error:  # a folder that goes away in mid-run, say
+        raise BayesspecError(f"{error.filename or out}: {error.strerror or error}") from error
     typer.echo(bundle)
 
 

@@ -103,6 +103,14 @@ def test_damage_is_refused_and_named(toy_model, tmp_path, damage, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["no such model", 5, None, "a" * 5000, "a\0b", ""])
+def test_what_is_no_bundle_is_refused(name):
+    """Whatever it is instead of a name or a folder."""
+    for reads in (load_model, read_card):
+        with pytest.raises(BundleError, match="neither a shipped model"):
+            reads(name)
+
+
 def edit(path, **changes):
     card = json.loads((path / "model.json").read_text())
     (path / "model.json").write_text(json.dumps({**card, **changes}))

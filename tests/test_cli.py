@@ -131,6 +131,27 @@ def test_misuse_is_status_2_and_no_traceback(run, tmp_path, monkeypatch, argumen
     assert "Traceback" not in "\n".join(errors)
 
 
+def test_errors_of_train_are_one_line(run, tmp_path):
+    """Of the recipe, the tables, the files and the folder."""
+    (tmp_path / "junk.fits").write_text("junk")
+    (tmp_path / "wide.toml").write_text("[grid]\nsize = 1000")
+    (tmp_path / "bad.toml").write_text("generator = 5")
+    (tmp_path / "file").write_text("")
+    start = ("train", tmp_path / "junk.fits", "--noise", tmp_path / "junk.fits", "-o", tmp_path / "out")
+    for more, message in (
+        (("--recipe", tmp_path / "wide.toml"), "cannot make 1000 pixels"),
+        (("--recipe", tmp_path / "bad.toml"), "bad.toml: not a recipe"),
+        (("--recipe", tmp_path), "no recipe is called"),
+        ((), "junk.fits: not a table"),
+        (("-o", tmp_path / "file" / "out"), "junk.fits: not a table"),
+        (("--restart",), "junk.fits: not a table"),
+    ):
+        status, rows, errors = run(*start, *more)
+        assert (status, rows, len(errors)) == (2, [], 1), errors
+        assert message in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("option", [("--device", "no such device"), ("--method", "no such method")])
 def test_what_torch_and_inference_refuse_is_misuse(run, spectra, small_bundle, tmp_path, option):
     status, rows, errors = run(

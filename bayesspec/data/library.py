@@ -148,7 +148,8 @@ def _read_table(path: Path, grid: WavelengthGrid) -> StarLibrary:
     try:
         table = Table.read(path)
     except Exception as error:
-        raise ReadError(f"{path}: not a table astropy can read ({error})") from error
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ReadError(f"{path}: not a table astropy can read ({cause})") from error
     header = {str(k).upper(): v for k, v in table.meta.items()}
     if not {"COEFF0", "COEFF1"} <= header.keys():
         raise ReadError(f"{path}: header keywords COEFF0 and COEFF1 (log10 wavelength) are missing")

@@ -41,6 +41,8 @@ class Encoder(nn.Module):
             "hidden": hidden,
             "channels": list(channels),
         }
+        if not (channels and size >= 4 ** len(channels)):
+            raise ValueError(f"{size} pixels cannot go through {len(channels)} convolutions of stride 4")
         layers: list[nn.Module] = []
         for channels_in, channels_out in zip([2, *channels], channels, strict=False):
             layers += [nn.Conv1d(channels_in, channels_out, kernel_size=8, stride=4, padding=2), nn.SiLU()]

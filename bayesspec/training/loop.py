@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bayesspec.exceptions import BayesspecError
 from bayesspec.runtime import progress_bar
 
 __all__ = ["minimise"]
@@ -54,7 +55,7 @@ def minimise(
         The loss, averaged over the last steps.
 
     Raises:
-        FloatingPointError: if the loss is not finite.
+        BayesspecError: if the loss is not finite, or the checkpoint cannot be read or written.
     """
     parameters = dict(network.named_parameters())
     optimiser = torch.optim.AdamW(
@@ -78,7 +79,7 @@ def minimise(
 
             current = float(value.detach())
             if not math.isfinite(current):
-                raise FloatingPointError(f"{label}: the loss is {current} at step {step}")
+                raise BayesspecError(f"{label}: the loss is {current} at step {step}")
             running = current if math.isnan(running) else 0.99 * running + 0.01 * current
             report(step + 1, running)
             if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -110,10 +111,13 @@ def _save(
     for name, parameter in parameters.items():
         tensors |= {f"adam.{name}.{k}": torch.as_tensor(v) for k, v in optimiser.state[parameter].items()}
     tensors["rng"] = rng.get_state()
-    path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".tmp")
-    save_file(tensors, fresh, metadata={"progress": json.dumps({"step": step, "running": running})})
-    os.replace(fresh, path)  # a kill leaves the old checkpoint or the new one, never half of one
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, fresh, metadata={"progress": json.dumps({"step": step, "running": running})})
+        os.replace(fresh, path)  # a kill leaves the old checkpoint or the new one, never half of one
+    except (OSError, SafetensorError) as error:
+        raise BayesspecError(f"{path}: the checkpoint cannot be written ({error})") from error
 
 
 def _restore(
@@ -123,16 +127,20 @@ def _restore(
     parameters: dict[str, nn.Parameter],
     rng: torch.Generator,
 ) -> tuple[int, float]:
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-        progress = json.loads(file.metadata()["progress"])
-    network.load_state_dict(
-        {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
-    )
-    for name, parameter in parameters.items():
-        prefix = f"adam.{name}."
-        optimiser.state[parameter] = {
-            k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
-        }
-    rng.set_state(tensors["rng"])
-    return progress["step"], progress["running"]
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            progress = json.loads(file.metadata()["progress"])
+        network.load_state_dict(
+            {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+        )
+        for name, parameter in parameters.items():
+            prefix = f"adam.{name}."
+            optimiser.state[parameter] = {
+                k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
+            }
+        rng.set_state(tensors["rng"])
+        return progress["step"], progress["running"]
+    except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        cause = " ".join(str(error).split())
+        raise BayesspecError(f"{path}: not a checkpoint of this training ({cause})") from error

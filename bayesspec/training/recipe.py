@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,13 +23,14 @@ from bayesspec.data.noise import NoiseLibrary
 from bayesspec.exceptions import BayesspecError
 from bayesspec.grid import WavelengthGrid
 from bayesspec.model import StellarModel
-from bayesspec.nn import NoiseNetwork, RobustNoiseNetwork
+from bayesspec.nn import Encoder, Generator, NoiseNetwork, RobustNoiseNetwork
+from bayesspec.runtime import own_state
 
 from .generator import GeneratorRecipe, encode, train_generator
 from .metrics import generator_metrics, noise_metrics, robust_noise_metrics
 from .noise import NoiseRecipe, train_noise
 from .prior import PriorRecipe, fit_prior
-from .residual import ResidualRecipe, fit_residual
+from .residual import ResidualRecipe, anchor_counts, fit_residual
 from .robust_noise import RobustNoiseRecipe, train_robust_noise
 from .shares import fit_shares
 from .unseen import fit_unseen_sizes
@@ -35,6 +38,9 @@ from .unseen import fit_unseen_sizes
 __all__ = ["Recipe", "train"]
 
 T = TypeVar("T")
+
+NOTE = "recipe.json"
+ANEW = "--restart (resume=False) begins anew, or choose another folder"
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ class Recipe:
         """Read a recipe from a TOML or JSON file; what it leaves out keeps its default.
 
         Raises:
-            BayesspecError: if the file cannot be read or has an unknown key.
+            BayesspecError: if the file cannot be read, has an unknown key, or a value of another kind.
         """
         path = Path(path)
         try:
@@ -117,7 +123,47 @@ class Recipe:
         """Plain values for a bundle's card."""
         return json.loads(json.dumps(asdict(self)))
 
+    def check(self) -> None:
+        """Refuse what cannot be trained, before anything is read.
 
+        Raises:
+            BayesspecError: if a number is not finite or too small, or sizes do not go together.
+        """
+        try:
+            for name, value in _leaves(self.to_dict()):
+                if isinstance(value, bool | str):
+                    continue
+                least = 0 if name in ("seed", "prior.neighbours") or isinstance(value, float) else 1
+                if not (math.isfinite(value) and value >= least):
+                    raise ValueError(f"{name} is {value}")
+            if self.seed >= 2**31:
+                raise ValueError(f"seed is {self.seed}, not below 2**31")
+            with torch.device("meta"):
+                self.networks()
+                if self.residual:
+                    of, size = self.robust_noise, self.grid.size
+                    RobustNoiseNetwork(size, of.kernel, of.channels, of.hidden, of.components, reach=of.reach)
+                else:
+                    NoiseNetwork(
+                        self.noise.kernel, self.noise.channels, self.noise.hidden, reach=self.noise.reach
+                    )
+            if self.residual and not (
+                self.residual_term.components <= self.residual_term.patterns <= self.grid.size
+            ):
+                raise ValueError("residual_term.components must not exceed patterns, nor patterns the pixels")
+        except (ValueError, RuntimeError) as error:
+            raise BayesspecError(f"recipe {self.name}: {error}") from error
+
+    def networks(self) -> tuple[Encoder, Generator]:
+        """Encoder and generator of these sizes, untrained."""
+        of, size = self.generator, self.grid.size
+        return (
+            Encoder(of.latent_dim, size, of.encoder_hidden, of.encoder_channels),
+            Generator(of.latent_dim, size, of.hidden, of.channels, of.strides),
+        )
+
+
+@own_state()
 def train(
     library: Sequence[str | Path],
     noise: Sequence[str | Path],
@@ -148,15 +194,21 @@ def train(
         The bundle's folder.
 
     Raises:
-        BayesspecError: if `out` holds a finished bundle or checkpoints of another recipe, or if there are too
-            few stars or nights to test on some.
+        BayesspecError: if the recipe's sizes do not go together, `out` holds a finished bundle, or
+            checkpoints of another recipe or other files, and if stars or nights are too few.
         ReadError: if a table or file cannot be read.
     """
     out = Path(out)
     if (out / "model.json").exists():
         raise BayesspecError(f"{out}: there is a finished bundle already")
-    checkpoints = _checkpoints(out, recipe, resume)
+    recipe.check()
+    note = {"recipe": recipe.to_dict(), "tables": _sizes(library), "noise_files": _sizes(noise)}
+    checkpoints = out / "checkpoints"
+    if resume:
+        _refuse_others(checkpoints, note)
     begin = load_model(recipe.start) if recipe.start else None
+    if begin is not None:
+        _refuse_other_sizes(begin, recipe)
     stars = StarLibrary.read(library, recipe.grid).clean(recipe.min_snr)
     exposures = NoiseLibrary.from_files(noise, recipe.grid)
     train_stars, train_exposures = stars.split("train"), exposures.split("train")
@@ -168,6 +220,9 @@ def train(
     for what, part in needed.items():
         if not len(part):
             raise BayesspecError(f"no {what} is among {len(stars)} spectra and {len(exposures)} exposures")
+    if recipe.residual:
+        anchor_counts(train_stars, recipe.residual_term, recipe.model_vote)
+    _begin(checkpoints, note, resume)
     encoder, generator = train_generator(
         train_stars,
         recipe.generator,
@@ -247,19 +302,64 @@ def _origin(card: dict[str, Any]) -> dict[str, Any]:
     return {**origin, "start": card.get("provenance", {}).get("start")}
 
 
-def _checkpoints(out: Path, recipe: Recipe, resume: bool) -> Path:
-    folder = out / "checkpoints"
-    note = folder / "recipe.json"
-    if not resume and folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if note.exists() and json.loads(note.read_text()) != recipe.to_dict():
-        raise BayesspecError(f"{folder}: checkpoints of another recipe; begin anew or choose another folder")
-    note.write_text(json.dumps(recipe.to_dict(), indent=1))
-    return folder
+def _refuse_other_sizes(begin: StellarModel, recipe: Recipe) -> None:
+    with torch.device("meta"):
+        wanted = recipe.networks()
+    same = all(
+        old.config == new.config for old, new in zip((begin.encoder, begin.generator), wanted, strict=True)
+    )
+    if not same or begin.grid != recipe.grid:
+        raise BayesspecError(f"{recipe.start}: grid, encoder or generator have other sizes than the recipe's")
+
+
+def _sizes(paths: Sequence[str | Path]) -> dict[str, int]:
+    """Bytes of each file, by name; what is missing is told of when it is read."""
+    return {Path(path).name: Path(path).stat().st_size for path in paths if Path(path).is_file()}
+
+
+def _refuse_others(folder: Path, note: dict[str, Any]) -> None:
+    """Checkpoints go on only with the recipe and the files that they were made with."""
+    if not any(folder.glob("*.safetensors")):
+        return  # a run that ended before it had any leaves nothing that could be mixed up
+    try:
+        old = dict(_leaves(json.loads((folder / NOTE).read_text())))
+    except (OSError, ValueError) as error:
+        raise BayesspecError(f"{folder}: {NOTE} cannot be read; {ANEW}") from error
+    new = dict(_leaves(note))
+    for name in {**old, **new}:
+        if old.get(name) != new.get(name):
+            was, now = (part.get(name, "not there") for part in (old, new))
+            raise BayesspecError(
+                f"{folder}: checkpoints of another recipe or other files ({name} was {was}, is {now}); {ANEW}"
+            )
+
+
+def _begin(folder: Path, note: dict[str, Any], resume: bool) -> None:
+    """Make the folder of the checkpoints, and say there what they are of."""
+    try:
+        if not resume and folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh = folder / f"{NOTE}.tmp"
+        fresh.write_text(json.dumps(note, indent=1))
+        os.replace(fresh, folder / NOTE)
+    except OSError as error:
+        raise BayesspecError(f"{folder}: cannot be written ({error.strerror})") from error
+
+
+def _leaves(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The numbers and words of nested values, by their path: `generator.channels.0`."""
+    if isinstance(values, Mapping | list):
+        items = values.items() if isinstance(values, Mapping) else enumerate(values)
+        for key, value in items:
+            yield from _leaves(value, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, values
 
 
 def _build(default: T, values: dict[str, Any]) -> T:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{values!r} where a table is expected")
     known = {f.name for f in fields(default)}
     if unknown := values.keys() - known:
         raise ValueError(f"unknown {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
@@ -267,8 +367,20 @@ def _build(default: T, values: dict[str, Any]) -> T:
     for name, value in values.items():
         current = getattr(default, name)
         if is_dataclass(current):
-            value = _build(current, value)
+            changes[name] = _build(current, value)
         elif isinstance(current, tuple):
-            value = tuple(value)
-        changes[name] = value
+            several = value if isinstance(value, list | tuple) else [value]
+            changes[name] = tuple(_like(current[0], item, name) for item in several)
+        else:
+            changes[name] = _like(current, value, name)
     return type(default)(**{**{f.name: getattr(default, f.name) for f in fields(default)}, **changes})
+
+
+def _like(default: Any, value: Any, name: str) -> Any:
+    """The value, if it is of the default's kind; whole numbers are numbers, true and false are not."""
+    kind = type(default)
+    if type(value) is int and kind is float:
+        return float(value)
+    if type(value) is not kind:
+        raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r}")
+    return value

@@ -13,6 +13,7 @@ from sklearn.decomposition import TruncatedSVD
 from torch import Tensor
 
 from bayesspec.data.library import CLASSES, StarLibrary
+from bayesspec.exceptions import BayesspecError
 from bayesspec.nn import Encoder, Generator, ResidualTerm
 
 from .clean import (
@@ -109,9 +110,10 @@ def fit_residual(
         The residual term, and the latents of the training stars that fit best, (N, L).
 
     Raises:
-        ValueError: if there are more classes than anchors.
+        BayesspecError: as `anchor_counts`.
     """
     weights = torch.as_tensor(train.sampling_weights(recipe.balance, model_vote)).float()
+    counts = anchor_counts(train, recipe, model_vote)
     filled = filled_classes(train)
     seen = fit_latents(generator, encoder, train, reference)
     basis, sizes = _patterns(seen, weights.numpy(), recipe.patterns, seed)
@@ -129,7 +131,7 @@ def fit_residual(
         len(CLASSES),
     )
     term.basis.copy_(basis)
-    anchors, whose = _anchors(seen.z, train.klass, weights, recipe.anchors, seed)
+    anchors, whose = _anchors(seen.z, train.klass, weights, counts, seed)
     term.anchors.copy_(anchors)
     term.kind.copy_(whose)
     of_own_kind = torch.where(torch.as_tensor(train.klass) == whose[:, None], 1.0, OTHERS) * weights
@@ -151,22 +153,41 @@ def _patterns(residuals: Residuals, weights: NDArray, count: int, seed: int) -> 
     return basis, (torch.as_tensor(weights)[:, None] * coefficients.square()).sum(0).sqrt().float()
 
 
-def _anchors(z: Tensor, klass: NDArray, weights: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Places of the anchors, (J, L), and their classes, (J,): two or more for each class, by its share."""
-    classes = np.unique(klass)
-    least = min(2, count // len(classes))
+def anchor_counts(stars: StarLibrary, recipe: ResidualRecipe, model_vote: float = 1.0) -> dict[int, int]:
+    """How many anchors each class has, by its share: two or more.
+
+    Raises:
+        BayesspecError: if stars are too few for so many anchors or patterns, or anchors for the classes.
+    """
+    weights = torch.as_tensor(stars.sampling_weights(recipe.balance, model_vote)).float()
+    classes, spectra = np.unique(stars.klass, return_counts=True)
+    least = min(2, recipe.anchors // len(classes))
     if not least:
-        raise ValueError(f"{count} anchors are too few for {len(classes)} classes")
-    share = np.sqrt([weights[torch.as_tensor(klass == c)].sum() for c in classes]).cumsum()
-    each = np.round((count - least * len(classes)) * share / share[-1])
+        raise BayesspecError(f"{recipe.anchors} anchors are too few for {len(classes)} classes")
+    if recipe.patterns > len(stars):
+        raise BayesspecError(f"{len(stars)} training spectra are too few for {recipe.patterns} patterns")
+    share = np.sqrt([weights[torch.as_tensor(stars.klass == c)].sum() for c in classes]).cumsum()
+    each = np.round((recipe.anchors - least * len(classes)) * share / share[-1])
     each = np.diff(each, prepend=0).astype(int) + least
+    for c, count, have in zip(classes, each, spectra, strict=True):
+        if count > have:
+            raise BayesspecError(
+                f"{have} training spectra of {CLASSES[c]} are too few for its {count} anchors"
+            )
+    return dict(zip(classes.tolist(), each.tolist(), strict=True))
+
+
+def _anchors(
+    z: Tensor, klass: NDArray, weights: Tensor, counts: dict[int, int], seed: int
+) -> tuple[Tensor, Tensor]:
+    """Places of the anchors, (J, L), and their classes, (J,)."""
     places = []
-    for c, clusters in zip(classes, each, strict=True):
+    for c, clusters in counts.items():
         own = klass == c
         found = KMeans(clusters, n_init=2, random_state=seed)
         found.fit(z[own].numpy().astype(float), sample_weight=weights[torch.as_tensor(own)].numpy())
         places.append(torch.as_tensor(found.cluster_centers_, dtype=z.dtype))
-    return torch.cat(places), torch.as_tensor(np.repeat(classes, each))
+    return torch.cat(places), torch.as_tensor(np.repeat(list(counts), list(counts.values())))
 
 
 def _fit_anchors(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from bayesspec.exceptions import BayesspecError
 from bayesspec.runtime import seeded
 from bayesspec.training import loop
 
@@ -84,10 +86,29 @@ def test_resumed_run_equals_one_that_was_never_stopped(tmp_path, monkeypatch):
 def test_a_loss_that_is_not_finite_stops_the_run():
     """NaN is an error that says where, not a network of NaN."""
     net = network()
-    with pytest.raises(FloatingPointError, match="noise: the loss is nan at step 0"):
+    with pytest.raises(BayesspecError, match="noise: the loss is nan at step 0"):
         loop.minimise(
             net, lambda rng: net.weight.sum() * torch.nan, steps=5, learning_rate=0.1, seed=0, label="noise"
         )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(file.read_bytes()[:-40]),
+        lambda file: file.write_bytes(b""),
+        lambda file: save_file({"rng": torch.zeros(3)}, file, {"progress": '{"step": 1, "running": 0}'}),
+        lambda file: save_file({"rng": torch.zeros(3)}, file),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(tmp_path, damage):
+    """Cut short, empty, or of another network: one line that says which file."""
+    file, net = tmp_path / "net.safetensors", network()
+    loop.minimise(net, regression(net), steps=3, learning_rate=0.05, seed=1, checkpoint=file)
+    damage(file)
+    with pytest.raises(BayesspecError, match=r"net\.safetensors: not a checkpoint of this training") as error:
+        loop.minimise(net, regression(net), steps=3, learning_rate=0.05, seed=1, checkpoint=file)
+    assert "\n" not in str(error.value)
 
 
 def test_progress_is_on_stderr(capsys):

@@ -13,10 +13,12 @@ from astropy.table import Table
 
 import bayesspec
 from bayesspec.bundle import load_model
-from bayesspec.data.library import CLASSES
+from bayesspec.data.library import CLASSES, StarLibrary
+from bayesspec.data.noise import NoiseLibrary
 from bayesspec.exceptions import BayesspecError
 from bayesspec.training import recipe as module
 from bayesspec.training.recipe import Recipe, train
+from bayesspec.training.residual import ResidualRecipe, anchor_counts
 from tests.io.conftest import sdss
 
 TINY = Recipe.from_dict(
@@ -101,6 +103,154 @@ def test_finished_and_foreign_runs_are_not_touched(survey, bundle, tmp_path):
     with pytest.raises(BayesspecError, match="checkpoints of another recipe"):
         train(stars, files(survey), tmp_path / "other", other)
     assert train(stars, files(survey), tmp_path / "other", other, resume=False).exists()
+
+
+CHANGES = [
+    ({"grid": {"size": 1000}}, r"strides \(4, 4\).* cannot make 1000 pixels"),
+    ({"grid": {"size": 8}, "generator": {"strides": [2, 4]}}, "8 pixels cannot go through 2 convolutions"),
+    ({"generator": {"strides": [3, 4]}}, "must be even|cannot make"),
+    ({"generator": {"strides": [0, 4]}}, "generator.strides.0 is 0"),
+    ({"generator": {"channels": [8]}}, "cannot make"),
+    ({"generator": {"encoder_channels": []}}, "0 convolutions"),
+    ({"generator": {"steps": 0}}, "generator.steps is 0"),
+    ({"generator": {"latent_dim": -1}}, "generator.latent_dim is -1"),
+    ({"generator": {"learning_rate": float("nan")}}, "generator.learning_rate is nan"),
+    ({"noise": {"batch_size": 0}}, "noise.batch_size is 0"),
+    ({"noise": {"reach": 0}}, "reach must be positive"),
+    ({"residual": True, "robust_noise": {"components": 0}}, "robust_noise.components is 0"),
+    ({"residual": True, "residual_term": {"patterns": 5, "components": 6}}, "must not exceed"),
+    ({"residual": True, "residual_term": {"patterns": 500, "components": 6}}, "must not exceed"),
+    ({"seed": 2**31}, "seed"),
+    ({"seed": -1}, "seed is -1"),
+]
+
+
+def changed(recipe, changes):
+    values = recipe.to_dict()
+    for name, value in changes.items():
+        values[name] = {**values[name], **value} if isinstance(value, dict) else value
+    return Recipe.from_dict(values)
+
+
+@pytest.mark.parametrize(("changes", "message"), CHANGES)
+def test_sizes_are_checked_before_anything_is_read(tmp_path, changes, message):
+    """One line, at once, and no folder: the files need not even be there."""
+    with pytest.raises(BayesspecError, match=f"recipe tiny: .*{message}") as error:
+        train([tmp_path / "none.fits"], [tmp_path / "none"], tmp_path / "out", changed(TINY, changes))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "5",
+        "[1]",
+        '{"steps": 5}',
+        '{"generator": 5}',
+        '{"generator": {"steps": 1e3}}',
+        '{"generator": {"steps": "many"}}',
+        '{"generator": {"strides": ["a"]}}',
+        '{"residual": 1}',
+        '{"grid": {"start": 9000, "stop": 4000}}',
+        "{",
+    ],
+)
+def test_what_is_no_recipe_is_named(tmp_path, text):
+    """Other values, other kinds, other files: one line that names the file."""
+    file = tmp_path / "recipe.json"
+    file.write_text(text)
+    with pytest.raises(BayesspecError, match=r"recipe\.json: not a recipe") as error:
+        Recipe.read(file)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["kang2021", "stellar"])
+def test_shipped_recipes_can_be_trained(name):
+    """With every number as it is, and as files give them back."""
+    recipe = Recipe.named(name)
+    recipe.check()
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+def test_more_anchors_or_patterns_than_spectra_are_refused_before_training(survey, tmp_path, monkeypatch):
+    """Else they would be found out hours later."""
+    monkeypatch.setattr(module, "train_generator", lambda *args, **options: pytest.fail("it trains"))
+    for kind in (StarLibrary, NoiseLibrary):  # this survey has too few for three sides
+        monkeypatch.setattr(kind, "split", lambda self, side: self)
+    for term, message in (
+        ({"anchors": 9, "patterns": 20, "components": 4}, "anchors are too few for 10 classes"),
+        ({"anchors": 300, "patterns": 20, "components": 4}, "too few for its"),
+    ):
+        recipe = changed(TINY, {"residual": True, "residual_term": term})
+        with pytest.raises(BayesspecError, match=message):
+            train([survey / "stars.fits"], files(survey), tmp_path / "out", recipe)
+        assert not (tmp_path / "out").exists()
+    few = StarLibrary.read(survey / "stars.fits", TINY.grid).select(np.arange(0, 200, 5))
+    with pytest.raises(BayesspecError, match="40 training spectra are too few for 64 patterns"):
+        anchor_counts(few, ResidualRecipe(patterns=64, components=4, anchors=20))
+
+
+def test_a_run_that_failed_does_not_block_its_folder(survey, bundle, tmp_path, monkeypatch):
+    """Before or after its first checkpoint; another recipe or other files are told apart, in one line."""
+    stars, out = [survey / "stars.fits"], tmp_path / "out"
+    with pytest.raises(BayesspecError, match=r"none\.fits"):
+        train([tmp_path / "none.fits"], files(survey), out, TINY)
+    other = changed(TINY, {"seed": 7})
+    with monkeypatch.context() as patch:  # within training, before there is a checkpoint
+        patch.setattr(
+            module, "train_generator", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            train(stars, files(survey), out, other)
+    with monkeypatch.context() as patch:  # after the checkpoint of the generator
+        patch.setattr(module, "_train_noise", lambda *args: (_ for _ in ()).throw(EOFError))
+        with pytest.raises(EOFError):
+            train(stars, files(survey), out, TINY)
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    for command, message in (
+        ((stars, files(survey), out, other), "seed was 2021, is 7"),
+        ((stars, files(survey)[:-1], out, TINY), "noise_files.* was .* is not there"),
+    ):
+        with pytest.raises(
+            BayesspecError, match=f"another recipe or other files .*{message}.*--restart"
+        ) as error:
+            train(*command)
+        assert "\n" not in str(error.value)
+    # A restart that cannot begin destroys nothing.
+    with pytest.raises(BayesspecError, match="cannot make"):
+        train(stars, files(survey), out, changed(TINY, {"grid": {"size": 1000}}), resume=False)
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+    done = train(stars, files(survey), out, TINY)
+    weights = [(path / "model.safetensors").read_bytes() for path in (bundle, done)]
+    assert weights[0] == weights[1]
+
+
+def test_a_note_that_cannot_be_read_is_said(survey, bundle, tmp_path):
+    """Whatever the checkpoints are of: they are not gone on from, until asked to begin anew."""
+    shutil.copytree(bundle / "checkpoints", tmp_path / "out" / "checkpoints")
+    (tmp_path / "out" / "checkpoints" / "recipe.json").write_text("{")
+    with pytest.raises(BayesspecError, match=r"recipe\.json cannot be read; --restart"):
+        train([survey / "stars.fits"], files(survey), tmp_path / "out", TINY)
+
+
+def test_a_start_of_other_sizes_is_refused(bundle, tmp_path):
+    """Before anything is read."""
+    recipe = changed(TINY, {"start": str(bundle), "generator": {"hidden": 17}})
+    with pytest.raises(BayesspecError, match="other sizes than the recipe's"):
+        train([tmp_path / "none.fits"], [tmp_path / "none"], tmp_path / "out", recipe)
+
+
+def test_training_does_not_depend_on_the_caller_s_default_type(survey, bundle, tmp_path):
+    """Under float64, the same weights to the last bit."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = train([survey / "stars.fits"], files(survey), tmp_path / "out", TINY)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    weights = [(path / "model.safetensors").read_bytes() for path in (bundle, again)]
+    assert weights[0] == weights[1]
 
 
 def test_too_little_to_test_on_is_said(survey, tmp_path):
