@@ -120,7 +120,8 @@ def overlap_matrix(wavelength: ArrayLike, grid: Pixels) -> csr_array:
     """Length in Angstrom that grid pixel d and native pixel m have in common, (D, M).
 
     Native pixels reach half-way to their neighbours. Where rows are missing, i.e. a step is over 1.5 times as
-    long as those around it, they do not stretch into the gap.
+    long as those around it, they do not stretch into the gap. The pixels of two overlapping arms in
+    one spectrum share the range between them, however close they lie.
 
     Arguments:
         wavelength: Native pixel centres, (M,), strictly increasing, Angstrom.
@@ -262,7 +263,10 @@ def air_to_vacuum(wavelength: ArrayLike) -> Array:
 
 def _native_borders(centres: Array) -> tuple[Array, Array]:
     step = np.diff(centres)
-    usual = median_filter(step, size=min(11, len(step)), mode="nearest")
+    # Where arms overlap, their pixels alternate: short steps between long ones are no pixel's size.
+    beside = np.minimum(np.append(0.0, step[:-1]), np.append(step[1:], 0.0))
+    size = np.where(step < beside / 2.2, beside, step)  # one missing row makes 2
+    usual = median_filter(size, size=min(11, len(size)), mode="nearest")
     gap = step > 1.5 * usual
     middle = (centres[1:] + centres[:-1]) / 2
     upper = np.where(gap, centres[:-1] + usual / 2, middle)

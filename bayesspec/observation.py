@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -12,17 +13,24 @@ from numpy.typing import ArrayLike, NDArray
 
 from .exceptions import ObservationError
 from .grid import Rebinned, WavelengthGrid, flux_unit, rebin
+from .units import per_wavelength, plain_values, to_angstrom, unit_of
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Exposure", "Observation", "ObservationBatch"]
+__all__ = ["Exposure", "Observation", "ObservationBatch", "printable"]
 
 FULL_COVERAGE = 0.98
 """Share of the grid above which a spectrum counts as complete."""
 
 LARGEST = 1e12
 """Of flux and sigma in model units: single precision holds their squares."""
+
+_HIGHEST = 1e30
+"""Flux in units of the median |flux| above which it is junk: its square would leave float64."""
+
+_BEST_SNR, _WORST_SNR = 1e8, 1e-8
+"""Median |flux| / sigma outside of which sigma is a code for something, and no error of measurement."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,20 +46,26 @@ class Exposure:
 class Observation:
     """One star as it was observed: a spectrum, or several exposures with their own pixels and coverage.
 
-    Missing is what the mask says, and any pixel whose flux is not finite or whose ivar is not positive.
+    Missing is what the mask says, and any pixel whose flux is not finite or whose ivar is not positive. So
+    are numbers that cannot be measurements: a flux above 1e30 times the median |flux|, or an ivar by which
+    the median |flux| has an S/N above 1e8 or below 1e-8.
 
     Arguments:
-        wavelength: (M,), vacuum, heliocentric; Angstrom, or a Quantity of length.
-        flux: (M,), or (E, M) for E exposures on the same pixels; per Angstrom, any unit, or a Quantity.
+        wavelength: (M,), vacuum, heliocentric; Angstrom, or a Quantity of wavelength, frequency or energy.
+        flux: (M,), or (E, M) for E exposures on the same pixels; per Angstrom, or a Quantity. Counts and
+            fluxes without unit count as per Angstrom; flux densities per frequency (Jy) and in photons are
+            converted to erg / (s cm2 Angstrom); magnitudes are refused.
         ivar: Inverse variance in the inverse square of the flux's unit, same shape, or None if unknown.
         mask: True = bad, same shape.
         name: What to call the star in tables, figures and errors.
         scale: Mean |flux| of the noiseless star over the model's grid, where that is known from elsewhere (as
-            in the paper's test sets). Without it the data decide (see `ObservationBatch`).
+            in the paper's test sets). Without it the data decide (see `ObservationBatch`). A number in the
+            flux's unit, or a Quantity; where the flux is converted, a Quantity per wavelength.
         meta: Anything worth keeping, e.g. the file it came from.
 
     Raises:
-        ObservationError: if shapes or units do not fit, wavelengths repeat, or no pixel is observed.
+        ObservationError: if these are no numbers, shapes or units do not fit, wavelengths repeat, no pixel is
+            observed, or the flux is of a size that floats cannot compute with (1e-100, 1e100).
 
     Example:
         >>> import numpy as np
@@ -72,44 +86,52 @@ class Observation:
         scale: float | None = None,
         meta: Mapping[str, Any] | None = None,
     ) -> None:
-        unit = getattr(flux, "unit", None) or u.dimensionless_unscaled
+        name = printable(str(name or ""))
+        label = name or "spectrum"
+        unit = unit_of(flux)
         try:
-            wavelength = _values(wavelength, u.AA)
-            flux = np.atleast_2d(_values(flux, unit))
-            ivar = None if ivar is None else np.atleast_2d(_values(ivar, unit**-2))
-        except u.UnitConversionError as error:
-            raise ObservationError(f"{name or 'spectrum'}: {error}") from error
-        mask = np.zeros(flux.shape, bool) if mask is None else np.atleast_2d(np.asarray(mask, dtype=bool))
+            wavelength = to_angstrom(wavelength)
+            density, factor = per_wavelength(unit, wavelength)
+            flux = np.atleast_2d(plain_values(flux, unit))
+            ivar = None if ivar is None else np.atleast_2d(plain_values(ivar, unit**-2))
+            mask = np.zeros(flux.shape, bool) if mask is None else np.atleast_2d(plain_values(mask) != 0)
+            if scale is not None and density != unit and getattr(scale, "unit", None) is None:
+                raise u.UnitsError(f"with a flux in {unit}, the scale must be a Quantity per wavelength")
+            scale = None if scale is None else float(plain_values(scale, density))
+        except (u.UnitsError, TypeError, ValueError) as error:
+            raise ObservationError(f"{label}: {_one_line(error)}") from error
         for what, array in (("wavelength", wavelength[None]), ("ivar", ivar), ("mask", mask)):
             if array is not None and (array.ndim != 2 or array.shape[-1] != flux.shape[-1]):
-                raise ObservationError(
-                    f"{name or 'spectrum'}: {what} {array.shape} does not fit flux {flux.shape}"
-                )
+                raise ObservationError(f"{label}: {what} {array.shape} does not fit flux {flux.shape}")
             if array is not None and what != "wavelength" and array.shape != flux.shape:
-                raise ObservationError(
-                    f"{name or 'spectrum'}: {what} {array.shape} does not fit flux {flux.shape}"
-                )
+                raise ObservationError(f"{label}: {what} {array.shape} does not fit flux {flux.shape}")
         if scale is not None and not (np.isfinite(scale) and scale > 0):
-            raise ObservationError(f"{name or 'spectrum'}: scale must be a positive number, got {scale}")
+            raise ObservationError(f"{label}: scale must be a positive number, got {scale}")
 
         # Rows without a wavelength (padding of some files) go; the rest is put in order.
-        keep = np.flatnonzero(np.isfinite(wavelength) & (wavelength > 0))
+        with np.errstate(all="ignore"):
+            flux = flux * factor
+            ivar = None if ivar is None else ivar / factor / factor
+        keep = np.flatnonzero((wavelength > 0) & (wavelength < _HIGHEST))
         keep = keep[np.argsort(wavelength[keep], kind="stable")]
         wavelength = wavelength[keep]
         if keep.size < 2 or (np.diff(wavelength) <= 0).any():
-            raise ObservationError(f"{name or 'spectrum'}: wavelengths must be at least two, and none twice")
+            raise ObservationError(
+                f"{label}: wavelengths must be at least two, and none twice (arms or exposures on the same "
+                "pixels are rows of flux, or observations for Observation.from_exposures)"
+            )
 
         self.exposures: tuple[Exposure, ...] = tuple(
-            _exposure(wavelength, row[keep], None if ivar is None else ivar[e][keep], mask[e][keep])
+            _exposure(wavelength, row[keep], None if ivar is None else ivar[e][keep], mask[e][keep], label)
             for e, row in enumerate(flux)
         )
-        self.unit: u.UnitBase = unit
+        self.unit: u.UnitBase = density
         self.name = name
-        self.scale = None if scale is None else float(scale)
+        self.scale = scale
         self.meta: dict[str, Any] = dict(meta or {})
         if all(exposure.mask.all() for exposure in self.exposures):
             raise ObservationError(
-                f"{name or 'spectrum'}: no pixel is observed (all masked, not finite or ivar <= 0)"
+                f"{label}: no pixel is observed (all masked, not finite, or ivar not positive or absurd)"
             )
 
     @classmethod
@@ -123,14 +145,16 @@ class Observation:
         """Gather exposures of one star, each with its own pixels, coverage and noise.
 
         Raises:
-            ObservationError: if there is none, or their flux units cannot be converted into each other.
+            ObservationError: if there is none, their flux units cannot be converted into each other, or they
+                do not all state the same scale (or none): a star has one, and so have its exposures.
         """
         parts = list(observations)
         if not parts:
             raise ObservationError("from_exposures needs at least one observation")
         first = parts[0]
         star = cls.__new__(cls)
-        star.name = first.name if name is None else name
+        star.name = first.name if name is None else printable(str(name))
+        label = star.name or "exposures"
         star.unit, star.scale = first.unit, first.scale
         star.meta = {**first.meta, **(meta or {})}
         exposures: list[Exposure] = []
@@ -138,8 +162,14 @@ class Observation:
             try:
                 factor = float(part.unit.to(first.unit))
             except u.UnitConversionError as error:
-                raise ObservationError(f"{star.name or 'exposures'}: {error}") from None
-            exposures += [_rescale(exposure, factor) for exposure in part.exposures]
+                raise ObservationError(f"{label}: {error}") from None
+            scale = None if part.scale is None else part.scale * factor
+            if scale != star.scale and (None in (scale, star.scale) or abs(scale / star.scale - 1) > 1e-6):
+                raise ObservationError(
+                    f"{label}: one exposure has the scale {star.scale}, another {scale}; state the same for "
+                    "all, or none"
+                )
+            exposures += [_rescale(exposure, factor, label) for exposure in part.exposures]
         star.exposures = tuple(exposures)
         return star
 
@@ -325,26 +355,52 @@ class ObservationBatch:
         )
 
 
-def _values(array: ArrayLike | u.Quantity, unit: u.UnitBase) -> NDArray[np.float64]:
-    """Plain numbers in a unit, of quantities and of table columns; NaN where a masked array is masked."""
-    own = getattr(array, "unit", None)
-    if isinstance(array, np.ma.MaskedArray):
-        array = array.astype(float).filled(np.nan)
-    values = np.asarray(array, dtype=float)
-    return values if own is None else u.Quantity(values, own).to_value(unit)
+def printable(text: str) -> str:
+    """Text that any terminal or file can hold: control characters, and bytes that are no UTF-8, spelled out.
+
+    Example:
+        >>> print(printable(chr(7) + "star" + chr(0xDCFF)))
+        \\x07star\\xff
+    """
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", _spelled, text)
 
 
-def _exposure(wavelength: NDArray, flux: NDArray, ivar: NDArray | None, mask: NDArray) -> Exposure:
+def _spelled(character: re.Match[str]) -> str:
+    code = ord(character[0])
+    # Python keeps an illegible byte of a file name in one of these code points.
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else ascii(character[0])[1:-1]
+
+
+def _one_line(error: Exception) -> str:
+    if "inhomogeneous" in str(error) or "same shape" in str(error):
+        return "rows of different length; each exposure as an observation goes to Observation.from_exposures"
+    return str(error)
+
+
+def _exposure(
+    wavelength: NDArray, flux: NDArray, ivar: NDArray | None, mask: NDArray, label: str
+) -> Exposure:
     bad = mask | ~np.isfinite(flux)
     if ivar is not None:
         bad = bad | ~(np.isfinite(ivar) & (ivar > 0))
-        ivar = np.where(bad, 0.0, ivar)
+
+    # Judged by the star's own level, so that units do not matter.
+    seen = np.abs(flux[~bad & (flux != 0)])
+    if seen.size:
+        level = np.median(seen)
+        if not 1e-100 < level < 1e100:
+            raise ObservationError(f"{label}: the flux is about {level:.0e}, give it in another unit")
+        bad = bad | ~(np.abs(flux) <= _HIGHEST * level)
+        if ivar is not None:
+            snr = level * np.sqrt(np.where(bad, 0.0, ivar))
+            bad = bad | ~((snr > _WORST_SNR) & (snr < _BEST_SNR))
+    ivar = None if ivar is None else np.where(bad, 0.0, ivar)
     return Exposure(wavelength, np.where(bad, 0.0, flux), ivar, bad)
 
 
-def _rescale(exposure: Exposure, factor: float) -> Exposure:
-    ivar = None if exposure.ivar is None else exposure.ivar / factor**2
-    return replace(exposure, flux=exposure.flux * factor, ivar=ivar)
+def _rescale(exposure: Exposure, factor: float, label: str) -> Exposure:
+    ivar = None if exposure.ivar is None else exposure.ivar / factor / factor
+    return _exposure(exposure.wavelength, exposure.flux * factor, ivar, exposure.mask, label)
 
 
 def pad_exposures(array: NDArray, depth: int, value: float | bool | str) -> NDArray:

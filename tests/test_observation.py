@@ -7,13 +7,15 @@ import pytest
 import torch
 from astropy import units as u
 from astropy.table import Column, MaskedColumn
+from astropy.utils.masked import Masked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from bayesspec.exceptions import ObservationError
 from bayesspec.grid import WavelengthGrid
-from bayesspec.observation import Observation, ObservationBatch
+from bayesspec.observation import Observation, ObservationBatch, printable
+from bayesspec.units import FLUX_DENSITY
 
 GRID = WavelengthGrid(4000.0, 4500.0, 64)
 NATIVE = np.linspace(3990, 4510, 400)
@@ -54,6 +56,34 @@ def test_missing_is_masked_or_not_finite_or_without_positive_ivar(seed):
     assert_array_equal(exposure.ivar, np.where(missing, 0, ivar))
 
 
+@given(seeds, st.floats(-40, 40))
+def test_what_cannot_be_a_measurement_is_missing_in_any_unit(seed, power):
+    """A flux of 1e31 times the usual, or an error of 1e-10 or 1e10 of it: nothing overflows later."""
+    rng, unit = np.random.default_rng(seed), 10.0**power
+    kind = rng.permutation(np.repeat([0, 1, 2, 3], [250, 50, 50, 50]))
+    flux = np.where(kind == 1, 1e31, 1.0) * rng.uniform(4, 6, 400) * unit
+    ivar = np.choose(kind, [4.0, 4.0, 1e20, 1e-20]) / unit**2
+    star = Observation(NATIVE, flux, ivar)
+    assert_array_equal(star.exposures[0].mask, kind > 0)
+    assert_array_equal(Observation(NATIVE, flux).exposures[0].mask, kind == 1)
+    assert np.isfinite(star.snr)
+    rebinned = star.rebin(GRID)
+    assert all(np.isfinite(part).all() for part in rebinned)
+    assert (rebinned.ivar[~rebinned.mask] > 0).all()
+
+
+@pytest.mark.parametrize("value", [1e300, np.inf, 1e-300])
+def test_an_ivar_that_is_a_code_is_missing_and_its_square_root_never_taken(value):
+    ivar = np.where(np.arange(400) < 300, 4.0, value)
+    assert_array_equal(Observation(NATIVE, np.ones(400), ivar).exposures[0].mask, np.arange(400) >= 300)
+
+
+def test_a_hit_of_any_height_below_is_observed():
+    """What is judged is the number, not the star: robust inference sees to cosmic rays."""
+    flux = np.where(np.arange(400) == 7, 1e20, 1.0)
+    assert not Observation(NATIVE, flux, np.full(400, 100.0)).exposures[0].mask.any()
+
+
 @pytest.mark.parametrize("junk", [np.nan, np.inf, 1e30, -1e30])
 def test_what_missing_pixels_hold_changes_nothing(junk):
     bad = np.arange(400) % 7 == 0
@@ -66,6 +96,34 @@ def test_what_missing_pixels_hold_changes_nothing(junk):
 def test_masked_arrays_mask():
     flux = np.ma.MaskedArray(np.ones(400), mask=np.arange(400) < 9)
     assert_array_equal(Observation(NATIVE, flux).exposures[0].mask, np.arange(400) < 9)
+
+
+def test_quantities_and_rows_mask_too():
+    flux, bad = np.ones(400), np.arange(400) < 9
+    for masked in (
+        Masked(flux * SDSS, mask=bad),
+        [np.ma.MaskedArray(flux, mask=bad)],
+        [Masked(flux * SDSS, mask=bad)],
+    ):
+        assert_array_equal(Observation(NATIVE, masked).exposures[0].mask, bad)
+    assert_array_equal(
+        Observation(NATIVE, flux, mask=np.ma.MaskedArray(0 * flux, bad)).exposures[0].mask, bad
+    )
+
+
+@given(st.sampled_from([1e-9, 1e-3, 0.03, 0.09, 0.2, 0.3, 0.45]), st.sampled_from([0.7, 1.0, 1.3]))
+def test_arms_that_overlap_in_one_table_observe_their_overlap(offset, step):
+    """Whatever their offset: no pixel is lost, the flux is the mean, and two arms see better than one."""
+    blue, red = np.arange(3990, 4300, step), np.arange(3990 + 200 * step + offset, 4510, step)
+    wavelength = np.concatenate([blue, red])
+    flux = np.where(np.arange(wavelength.size) < blue.size, 4.0, 6.0)
+    flux, ivar, mask = (
+        part[0] for part in Observation(wavelength, flux, np.ones(wavelength.size)).rebin(GRID)
+    )
+    inside = (GRID.wavelength > red[0] + 10) & (GRID.wavelength < blue[-1] - 10)
+    assert not mask.any()
+    assert_allclose(flux[inside], 5, atol=0.2)
+    assert np.median(ivar[inside]) > 1.6 * np.median(ivar[GRID.wavelength > 4310])
 
 
 def test_rows_come_in_order_and_padding_goes():
@@ -106,6 +164,45 @@ def test_a_batch_gives_the_flux_back_in_its_own_unit(factor):
     assert_allclose(second.flux, first.flux, atol=1e-9)
     assert_allclose(second.ivar, first.ivar, rtol=1e-9)
     assert_allclose(first.flux * first.unit_flux[..., None], one.rebin(GRID).flux[None], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "unit", ["Jy", "1e-20 erg / (s Hz cm2)", "photon / (s cm2 Angstrom)", "W / m2", "mJy / sr"]
+)
+@pytest.mark.parametrize("axis", ["Angstrom", "nm", "THz", "eV", "1 / cm"])
+def test_any_flux_density_becomes_one_per_wavelength(unit, axis):
+    """S/N is that of the input; the flux is what astropy converts it to."""
+    unit, rng = u.Unit(unit), np.random.default_rng(1)
+    wavelength, sigma = NATIVE * u.AA, rng.uniform(0.1, 0.2, 400)
+    flux = rng.normal(3, sigma)
+    plain = Observation(wavelength, flux * unit, sigma**-2)
+    star = Observation(wavelength.to(axis, u.spectral()), flux * unit, sigma**-2 * unit**-2)
+    assert star.unit.is_equivalent(FLUX_DENSITY) or star.unit.is_equivalent(FLUX_DENSITY / u.sr)
+    for made in (plain, star):
+        (exposure,) = made.exposures
+        expected = (flux * unit).to_value(star.unit, u.spectral_density(wavelength))
+        assert_allclose(exposure.wavelength, NATIVE, rtol=1e-12)
+        assert_allclose(exposure.flux, expected, rtol=1e-9)
+        assert_allclose(exposure.flux * np.sqrt(exposure.ivar), flux / sigma, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "unit", ["erg / (s cm2 Angstrom)", "W / (m2 um)", "ct / s", "adu", "electron", "", "%"]
+)
+def test_what_is_per_wavelength_or_counts_keeps_its_unit(unit):
+    star = Observation(NATIVE, np.full(400, 2.0) * u.Unit(unit))
+    assert star.unit == u.Unit(unit)
+    assert_array_equal(star.exposures[0].flux, 2.0)
+
+
+def test_each_row_counts_in_its_own_unit():
+    flux = [np.full(400, 3.0) * SDSS, np.full(400, 3.0) * u.Unit(10 * SDSS)]
+    assert_allclose([e.flux[0] for e in Observation(NATIVE, flux).exposures], [3, 30])
+
+
+def test_wavelengths_may_be_logarithms():
+    star = Observation(np.log10(NATIVE) * u.dex(u.AA), np.ones(400))
+    assert_allclose(star.exposures[0].wavelength, NATIVE)
 
 
 def test_table_columns_keep_their_unit():
@@ -188,6 +285,33 @@ def test_the_scale_is_free_unless_it_is_known(seed, bad):
     assert not known.free_scale.any()
     assert_allclose(known.unit_flux, 5.0)
     assert_allclose(known.flux * known.unit_flux[..., None], unknown.flux * unknown.unit_flux[..., None])
+
+
+@pytest.mark.parametrize("scales", [(3.0, 5.0), (3.0, None), (None, 3.0), (3.0, 3.0, 3.1)])
+def test_exposures_with_different_scales_are_refused(scales):
+    with pytest.raises(ObservationError, match=r"Vega.*scale"):
+        Observation.from_exposures([star(scale=scale) for scale in scales], name="Vega")
+
+
+@given(st.floats(1e-3, 1e3))
+def test_one_scale_stated_in_other_units_is_one_scale(factor):
+    flux = np.full(400, 3.0)
+    first = Observation(NATIVE, flux * SDSS, scale=4.0)
+    second = Observation(NATIVE, flux * u.Unit(factor * SDSS), scale=4.0 / factor)
+    third = Observation(NATIVE, flux * SDSS, scale=(4.0 * SDSS).to(factor * SDSS))
+    assert Observation.from_exposures([first, second, third]).scale == 4.0
+
+
+# Names
+
+
+@given(st.text(st.characters(), max_size=8))
+def test_a_name_is_text_that_can_be_printed_and_written(name):
+    made = star(name=name)
+    for text in (made.name, repr(made), Observation.from_exposures([made], name=name).name):
+        assert text.encode().decode() == text
+        assert len(text.splitlines()) <= 1
+    assert name != made.name or name == printable(name)
 
 
 # Batches
@@ -275,6 +399,24 @@ def test_the_snr_is_flux_over_sigma():
         ((NATIVE, np.full(400, np.nan)), "no pixel is observed"),
         ((NATIVE, np.ones(400), np.zeros(400)), "no pixel is observed"),
         ((NATIVE, np.ones(400), None, np.ones(400, bool)), "no pixel is observed"),
+        ((NATIVE, [np.ones(400), np.ones(399)]), "rows of different length"),
+        ((NATIVE, [np.ones(400) * SDSS, np.ones(399) * SDSS]), "rows of different length"),
+        ((NATIVE, np.ones(400), [np.ones(400), np.ones(399)]), "rows of different length"),
+        ((NATIVE, np.ones(400) * 1j), "real numbers"),
+        ((NATIVE, ["one"] * 400), "real numbers"),
+        ((NATIVE, np.ones(400), None, ["good"] * 400), "real numbers"),
+        ((NATIVE, np.ones(400) * u.mag), "neither a flux density"),
+        ((NATIVE, np.ones(400) * u.ABmag), "neither a flux density"),
+        ((NATIVE, np.ones(400) * u.dB), "neither a flux density"),
+        ((NATIVE, np.ones(400) * u.Jy / u.beam), "neither a flux density"),
+        ((NATIVE, np.ones(400) * u.K), "neither a flux density"),
+        ((np.ones(400), NATIVE * u.AA), "neither a flux density"),
+        ((NATIVE, Column(np.ones(400), unit=u.Unit("flx", parse_strict="silent"))), "neither a flux density"),
+        ((NATIVE * u.km / u.s, np.ones(400)), "not convertible"),
+        ((NATIVE, np.ones(400) * u.Jy, np.ones(400) * SDSS**-2), "not convertible"),
+        ((NATIVE, np.full(400, 1e120)), "another unit"),
+        ((NATIVE, np.full(400, 1e-120)), "another unit"),
+        ((NATIVE, np.ones(400), np.full(400, 1e300)), "no pixel is observed"),
         ((NATIVE * u.kg, np.ones(400)), "not convertible"),
         ((NATIVE, np.ones(400) * SDSS, np.ones(400) * u.s), "not convertible"),
     ],
@@ -288,6 +430,12 @@ def test_unusable_spectra_are_refused_by_name(arguments, cause):
 def test_a_scale_is_a_positive_number(scale):
     with pytest.raises(ObservationError, match=r"Vega.*scale"):
         star(scale=scale, name="Vega")
+
+
+def test_the_scale_of_a_flux_that_is_converted_needs_a_unit():
+    with pytest.raises(ObservationError, match=r"Vega.*scale must be a Quantity"):
+        Observation(NATIVE, np.ones(400) * u.Jy, scale=1.0, name="Vega")
+    assert Observation(NATIVE, np.ones(400) * u.Jy, scale=2 * FLUX_DENSITY).scale == 2.0
 
 
 def test_unusable_batches_are_refused_by_name():

@@ -1,0 +1,128 @@
+"""Units of wavelengths and fluxes: how files spell them, and what everything is converted to."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+from astropy import units as u
+from numpy.typing import ArrayLike, NDArray
+
+from .exceptions import ReadError
+
+__all__ = ["FLUX_DENSITY", "parse_unit", "per_wavelength", "plain_values", "to_angstrom", "unit_of"]
+
+FLUX_DENSITY = u.erg / u.s / u.cm**2 / u.AA
+"""What flux densities per frequency, or in photons, are converted to."""
+
+_DENSITIES = (FLUX_DENSITY, FLUX_DENSITY * u.cm**2, FLUX_DENSITY / u.sr)
+"""Flux, luminosity and surface brightness, per wavelength."""
+
+_COUNTS = {u.ct, u.adu, u.electron, u.photon, u.DN}
+
+_NO_UNIT = re.compile(r"|-+|none|unitless|relative( flux)?|arbitrary|normali[sz]ed", re.IGNORECASE)
+_SPELLINGS = {
+    r"(?i:\b[aå\u212b]ngstr[oö]ms?\b)|\b(?:A|Angs?)\b|[Åå\u212b]": "Angstrom",
+    r"\bergs\b": "erg",
+    r"\b(?:sec|seconds?)\b": "s",
+    r"\bmicrons?\b": "um",
+    r"\bcounts\b": "count",
+    r"(?<![\d.])10 ?(?:\^|\*\*) ?\(?([+-]?\d+)\)? ?\*?(?!\*)": r"1e\1 ",
+    r"\^": "**",
+    r"^cgs$": FLUX_DENSITY.to_string(),
+}
+"""How surveys and people write units that astropy does not know, or knows as others (A: ampere)."""
+
+
+_INVERSE_SQUARE = re.compile(r"1 ?/ ?\((?P<one>.+)\) ?(?:\^|\*\*)2|\((?P<two>.+)\) ?(?:\^|\*\*) ?\(?-2\)?")
+"""Of an ivar; astropy reads no numbers within brackets."""
+
+
+def parse_unit(text: str | None) -> u.UnitBase | None:
+    """The unit that a header states, or None if it states none.
+
+    Raises:
+        ReadError: if it is not understood.
+
+    Example:
+        >>> parse_unit("10^-17 ergs / (s cm^2 Ang)")
+        Unit("1e-17 erg / (Angstrom s cm2)")
+    """
+    text = (text or "").strip()
+    if _NO_UNIT.fullmatch(text):
+        return None
+    if inverse := _INVERSE_SQUARE.fullmatch(text):
+        unit = parse_unit(inverse["one"] or inverse["two"])
+        return None if unit is None else unit**-2
+    spelled = text
+    for pattern, unit in _SPELLINGS.items():
+        spelled = re.sub(pattern, unit, spelled)
+    try:
+        return u.Unit(spelled)
+    except (ValueError, TypeError):
+        raise ReadError(f"the unit {text[:60]!r} is not understood") from None
+
+
+def to_angstrom(array: ArrayLike | u.Quantity) -> NDArray[np.float64]:
+    """Wavelengths in Angstrom, same shape, from those in any unit, frequencies or energies.
+
+    NaN where a masked array is masked. Numbers without a unit are Angstrom already.
+
+    Raises:
+        UnitsError: if the unit is none of these.
+        TypeError, ValueError: if these are no numbers.
+
+    Example:
+        >>> to_angstrom([500, 600] * u.nm)
+        array([5000., 6000.])
+    """
+    return plain_values(array, u.AA, u.spectral())
+
+
+def unit_of(flux: ArrayLike | u.Quantity) -> u.UnitBase:
+    """The unit of an array, or of the first of its rows."""
+    if isinstance(flux, list | tuple) and flux:
+        flux = flux[0]
+    unit = getattr(flux, "unit", None)
+    return u.dimensionless_unscaled if unit is None else unit
+
+
+def plain_values(
+    array: ArrayLike | u.Quantity, unit: u.UnitBase = u.dimensionless_unscaled, equivalencies: Any = ()
+) -> NDArray[np.float64]:
+    """Plain numbers in a unit, of quantities and of table columns; NaN where a masked array is masked."""
+    if isinstance(array, list | tuple) and any(
+        hasattr(row, "unit") or hasattr(row, "filled") for row in array
+    ):
+        return np.stack([plain_values(row, unit, equivalencies) for row in array])
+    own = getattr(array, "unit", None)
+    if hasattr(array, "filled"):
+        array = array.astype(float).filled(np.nan)
+    values = np.asarray(array)
+    if values.dtype.kind not in "biufO":
+        raise TypeError(f"expected real numbers, got {values.dtype}")
+    values = values.astype(float)
+    with np.errstate(all="ignore"):
+        return values if own is None else own.to(unit, values, equivalencies)
+
+
+def per_wavelength(
+    unit: u.UnitBase, wavelength: NDArray[np.float64]
+) -> tuple[u.UnitBase, NDArray[np.float64] | float]:
+    """The unit per wavelength that a flux in some unit gets, and the factor to it in each pixel, () or (M,).
+
+    Raises:
+        UnitsError: if the unit is no flux density, no count and not dimensionless.
+    """
+    if isinstance(unit, u.UnitBase) and not isinstance(unit, u.UnrecognizedUnit):
+        if any(unit.is_equivalent(kind) for kind in (*_DENSITIES, u.dimensionless_unscaled / u.AA)):
+            return unit, 1.0
+        for density in _DENSITIES:
+            if unit.is_equivalent(density, u.spectral_density(1 * u.AA)):
+                with np.errstate(all="ignore"):
+                    return density, unit.to(density, 1.0, u.spectral_density(wavelength * u.AA))
+        bases = unit.decompose().bases
+        if (not bases or _COUNTS.intersection(bases)) and not unit.is_equivalent(u.mag):
+            return unit, 1.0
+    raise u.UnitsError(f"the flux is in {unit}, which is neither a flux density nor counts")
