@@ -78,12 +78,15 @@ _TABLES = {"SDSS": (_PIXEL_BITS,), "LAMOST": (LAMOST_MASK, _PIXEL_BITS)}
 def bad_pixels(
     bits: ArrayLike, *, survey: Literal["SDSS", "LAMOST"] = "SDSS", strict: bool = False
 ) -> NDArray[np.bool_]:
-    """True where the bits make a pixel missing, same shape.
+    """True where the bits make a pixel missing, same shape; booleans say it themselves.
 
     Example:
         >>> bad_pixels([0, 1 << SPPIXMASK["NODATA"], 1 << SPPIXMASK["BRIGHTSKY"], 1 << SPPIXMASK["BADFLAT"]])
         array([False,  True, False, False])
     """
+    bits = np.asarray(bits)
+    if bits.dtype == bool:
+        return bits
     names = (*MISSING, *DOUBTFUL) if strict else MISSING
     wanted = 0
     for table in _TABLES[survey]:
@@ -93,10 +96,11 @@ def bad_pixels(
 
 def fibre_flags(bits: ArrayLike) -> tuple[str, ...]:
     """Names of the SDSS bits about the whole fibre that are set in any pixel."""
-    together = int(np.bitwise_or.reduce(_integers(bits), axis=None))
+    bits = np.asarray(bits)
+    together = 0 if bits.dtype == bool else int(np.bitwise_or.reduce(_integers(bits), axis=None))
     return tuple(name for name, bit in SPPIXMASK.items() if bit < _FIRST_PIXEL_BIT and together >> bit & 1)
 
 
-def _integers(bits: ArrayLike) -> NDArray[np.int64]:
+def _integers(bits: NDArray) -> NDArray[np.int64]:
     # LAMOST stores its bits as floats.
-    return np.nan_to_num(np.asarray(bits)).astype(np.int64)
+    return np.nan_to_num(bits).astype(np.int64)

@@ -5,12 +5,14 @@
 * DR1: the same image, but its row 2 is the flux minus its continuum, and the wavelength is in the header,
   log10 of it being COEFF0 + COEFF1 * pixel.
 
-Fluxes are relative (the survey calls them so), hence without a unit.
+Fluxes are relative (the survey calls them so), hence without a unit unless the file states one. A table of
+another origin that has these columns is read the same way, but for its mask: whatever is not 0 is bad.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from astropy import units as u
 from astropy.io import fits
 from numpy.typing import NDArray
 
@@ -18,9 +20,11 @@ from bayesspec.exceptions import ReadError
 from bayesspec.observation import Observation
 
 from .bits import bad_pixels
-from .columns import is_spectrum, read_columns, read_facts, to_ivar, to_vacuum
+from .columns import MOST_PIXELS, is_spectrum, read_columns, read_facts, to_ivar, to_vacuum, with_units
 
 __all__ = ["read_lamost"]
+
+_ROWS = 5
 
 _FACTS = {
     "release": ("DATA_V",),
@@ -53,40 +57,53 @@ def read_lamost(hdus: fits.HDUList, *, strict: bool = False, air: bool | None = 
         ObservationError: if no pixel is observed.
     """
     header = hdus[0].header
-    table = next(filter(is_spectrum, hdus), None)
-    if table is not None:
-        layout, columns = "table", read_columns(table)
+    tables = [hdu for hdu in hdus if is_spectrum(hdu)]
+    if len(tables) > 1:
+        raise ReadError(f"{len(tables)} tables with flux and wavelength: hand over one of them")
+    if tables:
+        layout, columns = "table", read_columns(tables[0])
     else:
         layout, columns = _read_image(hdus)
     flux = columns["flux"]
     bad = np.zeros(flux.shape, bool)
-    for role in ("mask", "andmask"):
-        if role in columns:
-            bad |= bad_pixels(columns[role], survey="LAMOST", strict=strict)
+    if "andmask" in columns:
+        bad |= bad_pixels(columns["andmask"], survey="LAMOST", strict=strict)
+    if "mask" in columns:
+        bad |= columns["mask"] != 0
     star = Observation(
-        to_vacuum(columns["wavelength"], air, header), flux, to_ivar(columns), bad | _padding(flux)
+        to_vacuum(columns["wavelength"], air, header),
+        flux,
+        to_ivar(columns),
+        bad | _padding(np.asarray(flux)),
     )
     facts = read_facts(_FACTS, None, header)
     star.meta |= {"survey": "LAMOST", "layout": f"LAMOST {layout}", "exposures": ("coadd",), **facts}
     return star
 
 
-def _read_image(hdus: fits.HDUList) -> tuple[str, dict[str, NDArray[np.float64]]]:
-    image = next((hdu for hdu in hdus if hdu.is_image and len(hdu.shape) == 2 and hdu.shape[0] >= 2), None)
+def _read_image(hdus: fits.HDUList) -> tuple[str, dict[str, NDArray[np.float64] | u.Quantity]]:
+    image = next((hdu for hdu in hdus if hdu.is_image and len(hdu.shape) == 2), None)
     if image is None or str(hdus[0].header.get("TELESCOP", "")).startswith("SDSS"):
         raise ReadError("no table with columns flux and loglam or wavelength, and no LAMOST image")
+    count, size = image.shape
+    if count != _ROWS or size > MOST_PIXELS:
+        raise ReadError(f"no LAMOST image: it has {count} rows of {size} pixels, LAMOST's have {_ROWS}")
     rows = np.array(image.data, dtype=float)
-    columns = {"flux": rows[0], "ivar": rows[1]}
-    if len(rows) > 3:
-        columns["andmask"] = rows[3]
+    if (rows[1] < 0).any():
+        raise ReadError("no LAMOST image: row 1 is no inverse variance, some of it is negative")
+    columns = {"flux": rows[0], "ivar": rows[1], "andmask": rows[3]}
+    units = {"flux": image.header.get("BUNIT")}
 
-    if len(rows) > 2 and _is_wavelength(rows[2]):
-        return "image", {**columns, "wavelength": rows[2]}
+    if _is_wavelength(rows[2]):
+        return "image", with_units({**columns, "wavelength": rows[2]}, units)
     start, step = (image.header.get(key) for key in ("COEFF0", "COEFF1"))
     if start is None or step is None:
         raise ReadError("row 2 of the image is no wavelength, and the header has no COEFF0 and COEFF1")
-    loglam = start + step * np.arange(rows.shape[1])
-    return "image with wavelengths in the header", {**columns, "wavelength": 10**loglam}
+    # Many surveys have these keywords, and other rows.
+    if not any("LAMOST" in str(image.header.get(key, "")) for key in ("TELESCOP", "DATA_V")):
+        raise ReadError("no LAMOST image: row 2 is no wavelength, and the header does not name LAMOST")
+    loglam = start + step * np.arange(size)
+    return "image with wavelengths in the header", with_units({**columns, "loglam": loglam}, units)
 
 
 def _is_wavelength(row: NDArray[np.float64]) -> bool:

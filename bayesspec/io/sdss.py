@@ -97,6 +97,7 @@ def _read_exposures(
     frames: list[Frame] = []
     left_out: dict[str, str] = {}
     flags: dict[str, None] = {}
+    unit: u.UnitBase | None = None
     for number, hdu in tables.items():
         named = _FRAME_NAME.match(hdu.name)
         name = named.group() if named else f"HDU {number}"
@@ -107,30 +108,36 @@ def _read_exposures(
             continue
         if part.exposures[0].ivar is None:
             raise ReadError(f"{name}: no inverse variance, so its arms cannot be joined")
+        unit = unit or part.unit
+        if part.unit != unit:
+            raise ReadError(f"{name}: its flux is in {part.unit}, that of others in {unit}")
         frames.append(Frame(name, _frame_key(hdu), part.exposures[0]))
         flags |= dict.fromkeys(part.meta["flags"])
     if not frames:
         raise ObservationError("no exposure has an observed pixel")
 
     pairs = pair_frames(frames)
-    star = Observation.from_exposures(_join(pair) for pair in pairs)
+    star = Observation.from_exposures(_join(pair, unit) for pair in pairs)
     names = tuple("+".join(frame.name for frame in pair) for pair in pairs)
     star.meta |= {"layout": "SDSS exposures", "exposures": names, "flags": tuple(flags), "left_out": left_out}
     return star
 
 
-def _join(pair: tuple[Frame, ...]) -> Observation:
+def _join(pair: tuple[Frame, ...], unit: u.UnitBase) -> Observation:
     parts = [frame.exposure for frame in pair]
     joined = join_arms(*parts) if len(parts) == 2 else parts[0]
-    return Observation(joined.wavelength, joined.flux * FLUX_UNIT, joined.ivar, joined.mask)
+    return Observation(joined.wavelength, joined.flux * unit, joined.ivar, joined.mask)
 
 
 def _read_table(hdu: fits.BinTableHDU, header: fits.Header, strict: bool, air: bool | None) -> Observation:
     columns = read_columns(hdu)
+    flux = columns["flux"]
     bits = columns.get("andmask", columns.get("mask"))
+    if bits is not None and bits.dtype.itemsize == 1:
+        bits = bits != 0  # a byte has no room for SDSS's bits of pixels: it says bad or good
     return Observation(
         to_vacuum(columns["wavelength"], air, header),
-        columns["flux"] * FLUX_UNIT,
+        flux if isinstance(flux, u.Quantity) else flux * FLUX_UNIT,
         to_ivar(columns),
         None if bits is None else bad_pixels(bits, survey="SDSS", strict=strict),
         meta={"flags": () if bits is None else fibre_flags(bits)},

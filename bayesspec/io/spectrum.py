@@ -27,7 +27,7 @@ def is_specutils(source: Any) -> bool:
 def read_spectrum(spectrum: Spectrum, *, air: bool | None = None) -> Observation:
     """One spectrum, or several exposures on the same pixels where its flux has two axes.
 
-    Any spectral unit is converted to Angstrom, and flux densities per frequency to those per wavelength.
+    Units are those of `Observation`: any spectral one, and flux densities per wavelength or per frequency.
 
     Raises:
         ReadError: if its axes or units are not those of a spectrum.
@@ -36,24 +36,18 @@ def read_spectrum(spectrum: Spectrum, *, air: bool | None = None) -> Observation
     axis = u.Quantity(spectrum.spectral_axis)
     if not axis.unit.is_equivalent(u.AA, u.spectral()):
         raise ReadError(f"the spectral axis is in {axis.unit}, no wavelength, frequency or energy")
-    wavelength = axis.to(u.AA, u.spectral())
 
     # specutils 2 may keep the spectral axis elsewhere than last.
     place = getattr(spectrum, "spectral_axis_index", None)
     place = -1 if place is None else place
-    flux = _move(u.Quantity(spectrum.flux), place)
+    flux = _move(spectrum.flux, place)
     if flux.ndim > 2:
         raise ReadError(f"flux has {flux.ndim} axes, expected (M,) or exposures (E, M)")
     ivar = _ivar(spectrum.uncertainty, flux.unit, place)
     mask = None if spectrum.mask is None else _move(np.asarray(spectrum.mask, dtype=bool), place)
 
-    density = flux.unit.is_equivalent(u.W / u.m**2 / u.AA, u.spectral_density(1 * u.AA))
-    if density and not flux.unit.is_equivalent(u.W / u.m**2 / u.AA):
-        factor = (1 * flux.unit).to(u.erg / u.s / u.cm**2 / u.AA, u.spectral_density(wavelength))
-        flux = flux.value * factor
-        ivar = None if ivar is None else ivar / factor.value**2
     return Observation(
-        to_vacuum(wavelength.value, air),
+        to_vacuum(axis, air),
         flux,
         ivar,
         mask,

@@ -47,3 +47,10 @@ def test_the_type_of_the_bits_does_not_matter(kind):
     assert_array_equal(bad_pixels(words, survey="LAMOST"), [False, True, False, True])
     assert not bad_pixels(np.array([np.nan, 0.0]), survey="LAMOST", strict=True).any()
     assert bad_pixels(np.array([-1], np.int32)).item()
+
+
+def test_booleans_say_it_themselves():
+    bad = np.array([True, False, True])
+    for survey in ("SDSS", "LAMOST"):
+        np.testing.assert_array_equal(bad_pixels(bad, survey=survey), bad)
+    assert fibre_flags(bad) == ()

@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from bayesspec import read
 from bayesspec.exceptions import ReadError
+from bayesspec.io.sdss import FLUX_UNIT
 from tests.io.conftest import LAMOST_LOGLAM, lamost_dr1, lamost_image, lamost_rows, lamost_table, same
 
 SIZE = len(LAMOST_LOGLAM)
@@ -86,4 +87,23 @@ def test_an_old_sdss_image_is_not_taken_for_lamost():
     hdus = lamost_dr1()
     hdus[0].header["TELESCOP"] = "SDSS 2.5-M"
     with pytest.raises(ReadError, match="no LAMOST image"):
+        read(hdus)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4, 5, 6, 500])
+@pytest.mark.parametrize("positive", [False, True])
+def test_a_picture_is_not_taken_for_lamost(rows, positive):
+    picture = np.random.default_rng(0).normal(size=(rows, 390))
+    hdus = fits.HDUList([fits.PrimaryHDU(np.abs(picture) if positive else picture)])
+    hdus[0].header.update({"COEFF0": LAMOST_LOGLAM[0], "COEFF1": 1e-3})
+    with pytest.raises(ReadError, match="no LAMOST image"):
+        read(hdus)
+
+
+def test_the_unit_of_an_image_counts():
+    hdus = lamost_image()
+    hdus[0].header["BUNIT"] = "1E-17 erg/cm^2/s/Ang"
+    assert read(hdus).unit == FLUX_UNIT
+    hdus[0].header["BUNIT"] = "mag"
+    with pytest.raises(ReadError, match="in mag"):
         read(hdus)

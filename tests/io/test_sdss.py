@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from astropy import units as u
 from astropy.io import fits
+from astropy.table import Table
 from numpy.testing import assert_allclose, assert_array_equal
 
 from bayesspec import read
@@ -153,3 +155,30 @@ def test_what_a_file_does_not_have_is_an_error(change, exposures, cause):
     hdus = sdss()
     with pytest.raises(ReadError, match=cause):
         read(change(hdus), exposures=exposures)
+
+
+@pytest.mark.parametrize("exposures", ["coadd", "individual"])
+def test_units_in_the_header_count(exposures):
+    """As later surveys spell them; a flux per frequency gives the same S/N, and mixed units are refused."""
+    plain, hdus = read(sdss(), exposures=exposures), sdss()
+    for hdu in (hdus[1], *hdus[3:]):
+        hdu.header["TUNIT1"], hdu.header["TUNIT2"] = "10^-17 ergs/s/cm^2/Angs", "log10(Angs)"
+        hdu.header["TUNIT3"] = "1 / (10^-17 ergs/s/cm^2/Angs)^2"
+    assert same(read(hdus, exposures=exposures), plain)
+    for hdu in (hdus[1], *hdus[3:]):
+        hdu.header["TUNIT1"] = hdu.header["TUNIT3"] = "mJy"
+        hdu.header["TUNIT3"] = "1 / mJy2"
+    star = read(hdus, exposures=exposures)
+    assert star.unit == u.Unit("erg / (s cm2 Angstrom)")
+    assert_allclose(star.snr, plain.snr, rtol=0.05)
+    hdus[5].header["TUNIT1"], hdus[5].header["TUNIT3"] = "ct", "ct-2"
+    with pytest.raises(ReadError, match="its flux is in ct"):
+        read(hdus, exposures="individual")
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8])
+@pytest.mark.parametrize("name", ["mask", "and_mask"])
+def test_a_mask_without_room_for_bits_says_bad_or_good(kind, name):
+    bad = np.arange(SIZE) % 3 == 0
+    columns = Table({"loglam": COADD_LOGLAM, "flux": truth(10**COADD_LOGLAM), name: bad.astype(kind)})
+    assert_array_equal(read(columns).exposures[0].mask, bad)

@@ -101,6 +101,7 @@ def test_the_name_and_meta():
         ({"uncertainty": UnknownUncertainty(SIGMA)}, "uncertainty of type"),
         ({"flux": np.ones((2, 2, 300)) * UNIT, "uncertainty": None}, "3 axes"),
         ({"flux": np.full(300, np.nan) * UNIT}, "no pixel is observed"),
+        ({"flux": FLUX * u.mag, "uncertainty": None}, "in mag"),
     ],
 )
 def test_other_spectra_are_refused(changes, cause):
