@@ -2,84 +2,183 @@
 
 Columns are separated by blanks, commas, semicolons or tabs; `#` starts a comment. A line of names above the
 numbers (a comment or not) says which column is which: then there may be more of them, and the third may be an
-ivar or a mask (0 = good).
+ivar or a mask (0 = good). Units stand in brackets behind the names, or in a comment of their own. A line that
+seems to name columns but is not understood is an error: to take an ivar for a sigma changes everything.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import re
+from collections import deque
+from collections.abc import Iterator
 
 import numpy as np
+from astropy import units as u
 from numpy.typing import NDArray
 
 from bayesspec.exceptions import ReadError
 from bayesspec.observation import Observation
+from bayesspec.units import parse_unit
 
-from .columns import column_roles, to_ivar, to_vacuum
+from .bits import bad_pixels
+from .columns import MOST_PIXELS, column_roles, to_ivar, to_vacuum, with_units
 
 __all__ = ["read_ascii"]
 
-_BLANK = {"", "--", "null", "none"}
+_LONGEST_NAMES, _MOST_COMMENTS = 10_000, 1000
+"""Of the lines above the numbers, what is looked at for names of columns."""
+
+_LONGEST_LINE = 100_000
+
+_WORDS = {"": math.nan, "--": math.nan, "null": math.nan, "none": math.nan, "true": 1.0, "false": 0.0}
+
+# Neither splits what stands in brackets: "flux (erg / s)" is one label.
+_SEPARATORS = (re.compile(r"\s*[,;\t]\s*(?![^\[(]*[\])])"), re.compile(r"\s+(?![^\[(]*[\])])"))
+_LABEL = re.compile(r"(.*?)\s*(?:[\[(](.*)[\])]|\sin\s(.+))?")
+
+_NOT_SIGMA = re.compile(r"ivar|inv\w*[ _.-]*var|varianc|weight|mask", re.IGNORECASE)
+"""In a comment: the third column may be no sigma."""
+
+_OTHER_UNIT = re.compile(
+    r"\b(?:nm|nanomet\w+|um|micron\w*|[kMGT]?Hz|[km]?eV|[munM]?Jy|jansky|in (?:AB )?mag\w*)\b|\(mag",
+    re.IGNORECASE,
+)
+"""In a comment about wavelength or flux: they may not be what they are by default."""
 
 
 def read_ascii(text: str, *, air: bool | None = None) -> Observation:
-    """A spectrum from text; wavelengths count as vacuum unless `air`. Without a unit.
+    """A spectrum from text; wavelengths count as vacuum unless `air`. Without a unit unless one is stated.
 
     Raises:
-        ReadError: if there are no two columns of numbers, or a line that is none.
+        ReadError: if there are no two columns of numbers, a line that is none, or names or units of columns
+            that are not understood.
         ObservationError: if no pixel is observed.
     """
-    names, numbers = _parse(text)
-    roles = column_roles(names) if names else {}
-    if not ("flux" in roles and ("wavelength" in roles or "loglam" in roles)):
-        if numbers.shape[1] not in (2, 3):
-            raise ReadError(
-                f"{numbers.shape[1]} columns without names; expected wavelength, flux and perhaps sigma"
-            )
-        roles = dict(zip(("wavelength", "flux", "sigma"), range(numbers.shape[1]), strict=False))
-    columns = {role: numbers[:, position] for role, position in roles.items()}
-    if "loglam" in columns:
-        columns["wavelength"] = 10 ** columns["loglam"]
+    title, comments, numbers = _parse(text)
+    roles, units = _roles(title, comments, numbers.shape[1])
+    columns = with_units({role: numbers[:, position] for role, position in roles.items()}, units)
+    mask = np.zeros(len(numbers), bool)
+    if "mask" in columns:
+        mask |= columns["mask"] != 0
+    if "andmask" in columns:
+        mask |= bad_pixels(columns["andmask"], survey="SDSS" if "loglam" in roles else "LAMOST")
     return Observation(
         to_vacuum(columns["wavelength"], air),
         columns["flux"],
         to_ivar(columns),
-        columns["mask"] != 0 if "mask" in columns else None,
+        mask,
         meta={"layout": f"text, {numbers.shape[1]} columns", "exposures": ("text",)},
     )
 
 
-def _parse(text: str) -> tuple[list[str], NDArray[np.float64]]:
-    """Names of the columns, if any, and the numbers, (M, columns)."""
-    names: list[str] = []
+def _parse(text: str) -> tuple[str | None, list[str], NDArray[np.float64]]:
+    """The line above the numbers that is none of numbers, if any, all comments up there, and the numbers."""
+    title: str | None = None
+    comments: deque[str] = deque(maxlen=_MOST_COMMENTS)
     rows: list[list[float]] = []
-    titled = False
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+        if number > MOST_PIXELS:
+            raise ReadError(f"more than {MOST_PIXELS} lines, which no single spectrum has")
+        if len(line) > _LONGEST_LINE:
+            raise ReadError(f"line {number} has {len(line)} characters, which no row of numbers has")
         content, _, comment = line.partition("#")
         if not content.strip():
-            if not (rows or titled) and comment.strip():
-                names = _cells(comment)
+            if not rows and comment.strip():
+                comments.append(comment.strip()[:_LONGEST_NAMES])
             continue
-        cells = _cells(content)
         try:
-            row = [_number(cell) for cell in cells]
+            row = [_number(cell) for cell in re.split(r"\s*[,;]\s*|\s+", content.strip())]
         except ValueError:
-            if rows or titled:
+            if rows or title is not None:
                 raise ReadError(f"line {number} is not made of numbers: {line.strip()[:60]!r}") from None
-            names, titled = cells, True
+            title = content.strip()[:_LONGEST_NAMES]
             continue
         if rows and len(row) != len(rows[0]):
             raise ReadError(f"line {number} has {len(row)} columns, those above have {len(rows[0])}")
         rows.append(row)
     if not rows:
         raise ReadError("no line of numbers")
-    return (names if len(names) == len(rows[0]) else []), np.array(rows)
-
-
-def _cells(line: str) -> list[str]:
-    return re.split(r"\s*[,;]\s*|\s+", line.strip())
+    return title, list(comments), np.array(rows)
 
 
 def _number(cell: str) -> float:
-    return math.nan if cell.lower() in _BLANK else float(cell)
+    cell = cell.strip("\"'").lower()
+    return _WORDS[cell] if cell in _WORDS else float(cell)
+
+
+def _roles(
+    title: str | None, comments: list[str], count: int
+) -> tuple[dict[str, int], dict[str, str | None]]:
+    """Position of each role among the columns, and the units that are stated."""
+    lines = comments[::-1] if title is None else [title, *comments[::-1]]
+    named = next((labels for line in lines for labels in _labels(line, count) if _are_names(labels)), None)
+    if named is None and title is not None:
+        raise _not_understood(title)
+    if named is None:
+        for comment in comments:
+            if _seems_to_name(comment, count):
+                raise _not_understood(comment)
+        if count not in (2, 3):
+            raise ReadError(f"{count} columns without names; expected wavelength, flux and perhaps sigma")
+        named = [("wavelength", None), ("flux", None), ("sigma", None)][:count]
+    if all(unit is None for _, unit in named):
+        stated = next((units for line in comments for units in _units(line, count)), None)
+        if stated is None:
+            for comment in comments:
+                if _words(comment).keys() & {"wavelength", "flux"} and _OTHER_UNIT.search(comment):
+                    raise _not_understood(comment)
+        else:
+            named = [(name, unit) for (name, _), unit in zip(named, stated, strict=True)]
+    roles = column_roles(name for name, _ in named)
+    return roles, {role: named[position][1] for role, position in roles.items()}
+
+
+def _labels(line: str, count: int) -> Iterator[list[tuple[str, str | None]]]:
+    """Name and unit of each column, in every way to split a line into as many."""
+    # A unit belongs to the name before it: "wavelength (A)".
+    line = re.sub(r"\s+(?=[\[(])", "", re.sub(r"[\"']", "", line))
+    for separator in _SEPARATORS:
+        cells = separator.split(line)
+        if len(cells) == count:
+            matches = [_LABEL.fullmatch(cell) for cell in cells]
+            yield [(match[1], match[2] or match[3]) for match in matches]
+
+
+def _are_names(labels: list[tuple[str, str | None]]) -> bool:
+    roles = column_roles(name for name, _ in labels)
+    return "flux" in roles and ("wavelength" in roles or "loglam" in roles)
+
+
+def _units(line: str, count: int) -> Iterator[list[str]]:
+    """The cells of a comment that holds nothing but units, the first of them of a wavelength."""
+    for separator in _SEPARATORS:
+        cells = separator.split(line)
+        try:
+            units = [parse_unit(cell) for cell in cells]
+        except ReadError:
+            continue
+        if len(cells) == count and units[0] is not None and units[0].is_equivalent(u.AA, u.spectral()):
+            yield cells
+
+
+def _words(comment: str) -> dict[str, int]:
+    """Roles of the words of a comment."""
+    return column_roles(re.split(r"[^\w]+", comment))
+
+
+def _seems_to_name(comment: str, count: int) -> bool:
+    """Whether a comment that was not understood says something about the columns, as far as one can tell."""
+    if count > 2 and _NOT_SIGMA.search(comment):
+        return True
+    roles = _words(comment).keys()
+    as_many = any(len(separator.split(comment)) == count for separator in _SEPARATORS)
+    return as_many and bool(roles) and (len(roles) > 1 or "flux" not in roles)
+
+
+def _not_understood(line: str) -> ReadError:
+    return ReadError(
+        f"names or units of columns not understood: {line[:60]!r}; write names like '# wavelength flux ivar' "
+        "above the numbers, with units, if any, in brackets"
+    )
