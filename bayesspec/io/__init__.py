@@ -7,15 +7,16 @@ import os
 import zlib
 from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO, TypeAlias
 
+from astropy import units as u
 from astropy.io import fits
 from astropy.table import Table
 from astropy.utils.exceptions import AstropyWarning
 
 from bayesspec.exceptions import BayesspecError, ReadError
-from bayesspec.observation import Observation
+from bayesspec.observation import Observation, printable
 
 from .ascii import read_ascii
-from .columns import column_names, column_roles, is_spectrum
+from .columns import column_names, column_roles, is_spectrum, table_hdu
 from .lamost import read_lamost
 from .sdss import read_sdss
 from .source import file_of, is_fits, open_fits, quiet, read_bytes, stem
@@ -39,15 +40,16 @@ def read(
 ) -> Observation:
     """Read one star.
 
-    A pixel is missing if its flux is not finite, its ivar not positive, or its mask has one of the bits
-    FULLREJECT, NOSKY, NODATA, COMBINEREJ (see `bayesspec.io.bits`). The observation's `meta` keeps what the
-    file says about itself: file, survey, layout, exposures, and where known plate, mjd, fiber, class,
-    subclass, redshift, ra, dec.
+    A pixel is missing if its flux is not finite, its ivar not positive, or its mask is True or has one of the
+    bits FULLREJECT, NOSKY, NODATA, COMBINEREJ (see `bayesspec.io.bits`). Units that the source states count
+    (see `Observation`). What it does not say clearly is an error, never a guess. The observation's `meta`
+    keeps what the file says about itself: file, survey, layout, exposures, and where known plate, mjd, fiber,
+    class, subclass, redshift, ra, dec.
 
     Arguments:
-        source: A path or an open file (FITS of SDSS, BOSS or LAMOST, or text with two or three columns:
-            wavelength, flux, sigma; gzipped or not), an HDUList, a Table with the columns of such a file,
-            or a specutils spectrum.
+        source: A path of a regular file or an open file (FITS of SDSS, BOSS or LAMOST, or text with two or
+            three columns: wavelength, flux, sigma; gzipped or not; up to 64 MiB), an HDUList, a Table with
+            the columns of such a file, or a specutils spectrum.
         exposures: "coadd", or "individual" for the single exposures of an SDSS full file.
         strict: Take pixels with doubtful bits (bright sky, near a bad pixel, stray light) for missing too;
             of a bad fibre that may leave nothing.
@@ -67,15 +69,15 @@ def read(
     if exposures not in ("coadd", "individual"):
         raise ValueError(f'exposures must be "coadd" or "individual", got {exposures!r}')
     file = file_of(source)
-    label = file or type(source).__name__
+    label = printable(file or type(source).__name__)
     try:
         with quiet():
             star = _read(source, file, exposures == "individual", strict, air)
     except Exception as error:
         # Damaged files fail anywhere inside astropy, with any exception.
-        raise ReadError(f"{label}: {_cause(error)}") from error
-    star.name = name if name is not None else stem(label)
-    star.meta = {"file": file, **star.meta}
+        raise ReadError(f"{label}: {printable(_cause(error))}") from error
+    star.name = printable(name) if name is not None else stem(label)
+    star.meta = {"file": None if file is None else label, **star.meta}
     return star
 
 
@@ -85,14 +87,18 @@ def _read(source: Source, file: str | None, individual: bool, strict: bool, air:
     if isinstance(source, fits.HDUList):
         return _read_hdus(source, individual, strict, air)
     if isinstance(source, Table):
-        hdus = fits.HDUList([fits.PrimaryHDU(), fits.table_to_hdu(source)])
+        hdus = fits.HDUList([fits.PrimaryHDU(), table_hdu(source)])
         return _read_hdus(hdus, individual, strict, air)
 
     data = read_bytes(source)
     if is_fits(data, file):
         with open_fits(data) as hdus:
             return _read_hdus(hdus, individual, strict, air)
-    return _single(read_ascii(data.decode("utf-8-sig"), air=air), individual)
+    text = data.decode("utf-8-sig")
+    if text.startswith("# %ECSV"):
+        # Its comments state units and which cells are masked.
+        return _read(Table.read(text, format="ascii.ecsv"), file, individual, strict, air)
+    return _single(read_ascii(text, air=air), individual)
 
 
 def _read_hdus(hdus: fits.HDUList, individual: bool, strict: bool, air: bool | None) -> Observation:
@@ -114,6 +120,8 @@ def _cause(error: Exception) -> str:
             return str(error)
         case FileNotFoundError():
             return "no such file"
+        case u.UnitsError():
+            return str(error)
         case IsADirectoryError():
             return "is a directory"
         case EOFError() | gzip.BadGzipFile() | zlib.error():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,15 +21,21 @@ from bayesspec.exceptions import ReadError
 __all__ = ["file_of", "is_fits", "open_fits", "quiet", "read_bytes", "stem"]
 
 _GZIP = b"\x1f\x8b"
+_GZIP_LAYERS = 3
+"""Some archives compress twice; a stream may also be made to unpack to itself for ever."""
+
+_MOST_BYTES = 64 << 20
+"""Unpacked or not: twenty times the largest spectrum of the surveys. A few KB of gzip can hold any size."""
+
 _FITS_SUFFIXES = (".fits", ".fit", ".fts")
 
 
 def file_of(source: Any) -> str | None:
     """The path that a source has or remembers; None for objects in memory."""
     if isinstance(source, str | os.PathLike):
-        return os.fspath(source)
+        return os.fsdecode(source)
     name = source.filename() if isinstance(source, fits.HDUList) else getattr(source, "name", None)
-    return name if isinstance(name, str) else None
+    return os.fsdecode(name) if isinstance(name, str | bytes) else None
 
 
 def stem(file: str) -> str:
@@ -48,23 +55,44 @@ def read_bytes(source: Any) -> bytes:
     """Contents of a path or an open file, with every layer of gzip taken off; nothing stays open.
 
     Raises:
-        ReadError: if there is nothing to read.
+        ReadError: if it is no regular file (a pipe may never end, or never begin), there is nothing to read,
+            or it is far larger than a spectrum.
         OSError, EOFError, zlib.error: as Python finds the file or its gzip stream missing or damaged.
     """
     if isinstance(source, str | os.PathLike):
-        data = Path(source).read_bytes()
+        mode = os.stat(source).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(source)
+        if not stat.S_ISREG(mode):
+            raise ReadError("is not a regular file")
+        with open(source, "rb") as file:
+            data = _read(file)
     elif hasattr(source, "read"):
-        data = source.read()
+        data = _read(source)
     else:
         raise ReadError("neither a path, an open file, an HDUList, a Table nor a specutils spectrum")
-    data = data.encode() if isinstance(data, str) else data
 
-    # Some archives compress twice.
-    while data[:2] == _GZIP:
-        data = gzip.decompress(data)
+    for _ in range(_GZIP_LAYERS):
+        if data[:2] == _GZIP:
+            with gzip.open(io.BytesIO(data)) as file:
+                data = _read(file)
+    if data[:2] == _GZIP:
+        raise ReadError(f"is gzipped more than {_GZIP_LAYERS} times")
     if not data.strip():
         raise ReadError("is empty")
     return data
+
+
+def _read(file: Any) -> bytes:
+    """What is left in an open file, which may hand out less than is asked for."""
+    parts: list[bytes] = []
+    size = 0
+    while part := file.read(1 << 20):
+        parts.append(part.encode() if isinstance(part, str) else part)
+        size += len(parts[-1])
+        if size > _MOST_BYTES:
+            raise ReadError(f"holds more than {_MOST_BYTES >> 20} MiB, which no single spectrum does")
+    return b"".join(parts)
 
 
 def is_fits(data: bytes, file: str | None) -> bool:
