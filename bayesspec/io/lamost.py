@@ -61,7 +61,7 @@ def read_lamost(hdus: fits.HDUList, *, strict: bool = False, air: bool | None = 
     if len(tables) > 1:
         raise ReadError(f"{len(tables)} tables with flux and wavelength: hand over one of them")
     if tables:
-        layout, columns = "table", read_columns(tables[0])
+        layout, columns = "LAMOST table" if _is_named(header) else "table", read_columns(tables[0])
     else:
         layout, columns = _read_image(hdus)
     flux = columns["flux"]
@@ -77,7 +77,9 @@ def read_lamost(hdus: fits.HDUList, *, strict: bool = False, air: bool | None = 
         bad | _padding(np.asarray(flux)),
     )
     facts = read_facts(_FACTS, None, header)
-    star.meta |= {"survey": "LAMOST", "layout": f"LAMOST {layout}", "exposures": ("coadd",), **facts}
+    star.meta |= {"layout": layout, "exposures": ("coadd",), **facts}
+    if layout != "table":
+        star.meta["survey"] = "LAMOST"
     return star
 
 
@@ -95,15 +97,19 @@ def _read_image(hdus: fits.HDUList) -> tuple[str, dict[str, NDArray[np.float64] 
     units = {"flux": image.header.get("BUNIT")}
 
     if _is_wavelength(rows[2]):
-        return "image", with_units({**columns, "wavelength": rows[2]}, units)
+        return "LAMOST image", with_units({**columns, "wavelength": rows[2]}, units)
     start, step = (image.header.get(key) for key in ("COEFF0", "COEFF1"))
     if start is None or step is None:
         raise ReadError("row 2 of the image is no wavelength, and the header has no COEFF0 and COEFF1")
     # Many surveys have these keywords, and other rows.
-    if not any("LAMOST" in str(image.header.get(key, "")) for key in ("TELESCOP", "DATA_V")):
+    if not _is_named(image.header):
         raise ReadError("no LAMOST image: row 2 is no wavelength, and the header does not name LAMOST")
     loglam = start + step * np.arange(size)
-    return "image with wavelengths in the header", with_units({**columns, "loglam": loglam}, units)
+    return "LAMOST image with wavelengths in the header", with_units({**columns, "loglam": loglam}, units)
+
+
+def _is_named(header: fits.Header) -> bool:
+    return any("LAMOST" in str(header.get(key, "")) for key in ("TELESCOP", "DATA_V"))
 
 
 def _is_wavelength(row: NDArray[np.float64]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 import stat
 import warnings
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ _GZIP_LAYERS = 3
 _MOST_BYTES = 64 << 20
 """Unpacked or not: twenty times the largest spectrum of the surveys. A few KB of gzip can hold any size."""
 
+_ENDLESS = re.compile(rb"(?:Z?NAXIS|TFIELDS) *= *\+?\d{4,}")
 _FITS_SUFFIXES = (".fits", ".fit", ".fts")
 
 
@@ -110,7 +112,14 @@ def is_fits(data: bytes, file: str | None) -> bool:
 
 @contextmanager
 def open_fits(data: bytes) -> Iterator[fits.HDUList]:
-    """HDUs of a FITS file in memory."""
+    """HDUs of a FITS file in memory.
+
+    Raises:
+        ReadError: if a header claims more axes or columns than FITS has: astropy would go through them all.
+    """
+    for card in _ENDLESS.finditer(data):
+        if card.start() % 80 == 0:
+            raise ReadError(f"damaged header: {card[0].decode()}, of which FITS has 999 at most")
     with fits.open(io.BytesIO(data), memmap=False) as hdus:
         yield hdus
 
