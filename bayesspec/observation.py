@@ -29,8 +29,8 @@ LARGEST = 1e12
 _HIGHEST = 1e30
 """Flux in units of the median |flux| above which it is junk: its square would leave float64."""
 
-_BEST_SNR, _WORST_SNR = 1e8, 1e-8
-"""Median |flux| / sigma outside of which sigma is a code for something, and no error of measurement."""
+_BEST_SNR, _WORST_SNR = 1e8, 1e-18
+"""Median |flux| / sigma that measurements do not reach, and that single precision does not hold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Observation:
 
     Missing is what the mask says, and any pixel whose flux is not finite or whose ivar is not positive. So
     are numbers that cannot be measurements: a flux above 1e30 times the median |flux|, or an ivar by which
-    the median |flux| has an S/N above 1e8 or below 1e-8.
+    the median |flux| has an S/N above 1e8 or below 1e-18.
 
     Arguments:
         wavelength: (M,), vacuum, heliocentric; Angstrom, or a Quantity of wavelength, frequency or energy.

@@ -116,13 +116,12 @@ def per_wavelength(
         UnitsError: if the unit is no flux density, no count and not dimensionless.
     """
     if isinstance(unit, u.UnitBase) and not isinstance(unit, u.UnrecognizedUnit):
-        if any(unit.is_equivalent(kind) for kind in (*_DENSITIES, u.dimensionless_unscaled / u.AA)):
+        if any(unit.is_equivalent(kind) for kind in (u.dimensionless_unscaled, *_DENSITIES, u.AA**-1)):
             return unit, 1.0
         for density in _DENSITIES:
             if unit.is_equivalent(density, u.spectral_density(1 * u.AA)):
                 with np.errstate(all="ignore"):
                     return density, unit.to(density, 1.0, u.spectral_density(wavelength * u.AA))
-        bases = unit.decompose().bases
-        if (not bases or _COUNTS.intersection(bases)) and not unit.is_equivalent(u.mag):
+        if _COUNTS.intersection(unit.decompose().bases):
             return unit, 1.0
     raise u.UnitsError(f"the flux is in {unit}, which is neither a flux density nor counts")
