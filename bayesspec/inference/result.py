@@ -94,7 +94,9 @@ class Result:
         chi2: Mean square of the whitened noise over the terms used, (N,); 1 where the noise is the model's.
         used_fraction: Share of the likelihood's terms that eq. (16) used, (N,).
         observed_fraction: Share of the grid that at least one exposure observed, (N,).
-        outlier_score: Probability of latents rarer than this one in its class, (N,); small = outlier.
+        outlier_score: Probability of latents rarer than this one in its class, (N,); small = outlier. With a
+            residual term it is also small for what the model does not describe, what is hardly there, and
+            what lacks the lines and bands of its kind.
         failures: Inputs that have no result.
         warnings: For each star, what to look at.
         model_version: Version of the bundle.

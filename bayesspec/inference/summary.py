@@ -41,6 +41,12 @@ UNFINISHED = 0.1
 MISFIT_SPREAD = 0.12
 """Scatter of `chi2` about 1 among unseen stars, where the model knows the noise."""
 
+CURVES = 8
+"""Polynomials of the wavelength, from a constant on, that make a smooth curve: no line, no band."""
+
+FEATURES_SPREAD = 0.12
+"""Scatter about 1 of how strong lines and bands of their kind are in unseen stars, beside its error."""
+
 FAINT, FAINT_SPREAD = 50.0, 10.0
 """Significance of a whole spectrum below which there may be no star in it: S/N 1 in each of 2500 pixels."""
 
@@ -214,14 +220,18 @@ def _columns(
         "residual_share": _residual_share(model, batch, spectrum, z, scale),
     }
     signal = _significance(flow, batch)
+    lacking = torch.full_like(signal, torch.nan)
     if model.residual is not None:
-        tensors["outlier_score"] = _least_of(columns["outlier_score"], tensors["chi2"], signal)
+        features, error = _features(model, batch, flow, z)
+        doubts = _doubts(columns["outlier_score"], tensors["chi2"], signal, features, error)
+        # The probability that the least of so many independent ones is as small.
+        tensors["outlier_score"] = 1 - (1 - doubts.amin(0)) ** len(doubts)
+        lacking = torch.where(doubts.argmin(0) == len(doubts) - 1, features, torch.nan)
     arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in tensors.items()}
+    told = zip(arrays["chi2"], arrays["outlier_score"], signal.tolist(), lacking.tolist(), strict=True)
     arrays["warnings"] = [
-        _notes(chi2, outlier, faint, {name: values[n] for name, values in diagnostics.items()})
-        for n, (chi2, outlier, faint) in enumerate(
-            zip(arrays["chi2"], arrays["outlier_score"], signal.tolist(), strict=True)
-        )
+        _notes(*star, {name: values[n] for name, values in diagnostics.items()})
+        for n, star in enumerate(told)
     ]
     return arrays
 
@@ -246,20 +256,59 @@ def _significance(flow: NoiseFlow | RobustNoiseFlow, batch: ObservationBatch) ->
     return (weight * flow.loc * seen).sum((-2, -1)) / power.clamp_min(1e-12).sqrt()
 
 
-def _least_of(rarity: Tensor, chi2: Tensor, signal: Tensor) -> Tensor:
-    """One score, (N,), of three: rare for its class, not described by the model, or hardly there at all.
+def _features(
+    model: StellarModel, batch: ObservationBatch, flow: NoiseFlow | RobustNoiseFlow, z: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How strong the lines and bands of its kind are in a spectrum, (N,), and the error of that, (N,).
 
-    The probability that the least of three independent ones is as small.
+    By least squares, beside a smooth curve, which may be anything: what stars like it have on average, given
+    z, counts 1 in a star. A straight line, a step or a galaxy can be fitted well, but by a w that takes
+    these lines away.
     """
-    misfit = torch.special.ndtr((1 - chi2) / MISFIT_SPREAD)
-    least = torch.minimum(torch.minimum(rarity, misfit), torch.special.ndtr((signal - FAINT) / FAINT_SPREAD))
-    return 1 - (1 - least) ** 3
+    usual = model.spectrum(torch.cat([z, z.new_zeros(len(z), model.residual_dim)], dim=-1))
+    precision = flow.precision(batch.flux)  # a cosmic ray has none
+    total = precision.sum(-2)
+    seen = torch.where(batch.mask, 0.0, batch.flux) / flow.scale[..., None]
+    seen = (precision * seen).sum(-2) / total.clamp_min(1e-12)
+
+    # Chebyshev's polynomials.
+    angle = torch.linspace(-1, 1, model.grid.size, device=z.device, dtype=z.dtype).acos()
+    curves = (angle[:, None] * torch.arange(CURVES, device=z.device)).cos()
+    smooth = torch.linalg.qr(total.sqrt()[..., None] * curves).Q
+
+    def beside(spectrum: Tensor) -> Tensor:
+        weighted = (total.sqrt() * spectrum)[..., None]
+        return (weighted - smooth @ (smooth.mT @ weighted))[..., 0]
+
+    pattern = beside(usual)
+    power = pattern.square().sum(-1).clamp_min(1e-12)
+    return (pattern * beside(seen)).sum(-1) / power, power.rsqrt()
 
 
-def _notes(chi2: float, outlier: float, signal: float, diagnostics: dict[str, float]) -> tuple[str, ...]:
+def _doubts(rarity: Tensor, chi2: Tensor, signal: Tensor, features: Tensor, error: Tensor) -> Tensor:
+    """How probable it is, (4, N), that a star of its class is stranger than this one in each of four ways.
+
+    Rare for its class; not described by the model; hardly there at all; without the lines of its kind.
+    """
+    return torch.stack(
+        [
+            rarity,
+            torch.special.ndtr((1 - chi2) / MISFIT_SPREAD),
+            torch.special.ndtr((signal - FAINT) / FAINT_SPREAD),
+            torch.special.ndtr((features - 1) / (error.square() + FEATURES_SPREAD**2).sqrt()),
+        ]
+    )
+
+
+def _notes(
+    chi2: float, outlier: float, signal: float, lacking: float, diagnostics: dict[str, float]
+) -> tuple[str, ...]:
+    """What there is to say; `lacking` is how strong the lines are where that is the reason, else NaN."""
     notes = []
     if signal < FAINT:
         notes.append(f"hardly a signal: {max(signal, 0.0):.0f} times its error, all pixels together")
+    elif outlier < RARE and not np.isnan(lacking):
+        notes.append(f"outside its class: lines and bands of its kind have {lacking:.2f} of their strength")
     elif outlier < RARE:
         notes.append(f"outside its class: stars rarer than this have probability {outlier:.1g}")
     if chi2 > EXCESS_NOISE:
