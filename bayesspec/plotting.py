@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+import textwrap
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -12,16 +15,21 @@ from matplotlib.figure import Figure
 from matplotlib.markers import CARETDOWNBASE, CARETUPBASE
 from numpy.typing import ArrayLike, NDArray
 
+from .observation import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from .inference.result import Result
 
-__all__ = ["plot_spectra", "plot_star"]
+__all__ = ["plot_spectra", "plot_star", "save_figure"]
 
 # Okabe & Ito's palette, apart for every kind of colour vision, and greys for what is in the background.
-CLEAN, TRUTH, OBSERVED = "#0072B2", "#D55E00", "#9AA3AD"
+CLEAN, TRUTH, OBSERVED, WARNING = "#0072B2", "#D55E00", "#9AA3AD", "#B3261E"
 INK, QUIET, GAP = "#22272E", "#6B7480", "#F3F1EC"
+
+LINE = 0.2
+"""Inches from one line of warnings to the next."""
 
 STYLE = {
     "font.size": 9.5,
@@ -41,7 +49,7 @@ STYLE = {
 
 
 def plot_star(star: Result, truth: ArrayLike | None = None) -> Figure:
-    """Figure of one star.
+    """Figure of one star, its warnings in red under its class.
 
     Arguments:
         star: A result of one star, `res[i]`.
@@ -55,10 +63,12 @@ def plot_star(star: Result, truth: ArrayLike | None = None) -> Figure:
         ['Flux', 'Residual [%]', '']
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10.5, 5.4), dpi=150)
+        notes = [line for note in star.warnings[0] for line in textwrap.wrap(printable(note), 115)]
+        height = 5.4 + LINE * len(notes)
+        figure = Figure(figsize=(10.5, height), dpi=150)
         grid = figure.add_gridspec(
             2, 2, height_ratios=(3.1, 1), width_ratios=(5.6, 1), hspace=0.08, wspace=0.17,
-            left=0.075, right=0.985, top=0.865, bottom=0.105,
+            left=0.075, right=0.985, top=1 - (0.73 + LINE * len(notes)) / height, bottom=0.57 / height,
         )  # fmt: skip
         spectra = figure.add_subplot(grid[0, 0])
         residuals = figure.add_subplot(grid[1, 0], sharex=spectra)
@@ -69,9 +79,16 @@ def plot_star(star: Result, truth: ArrayLike | None = None) -> Figure:
         spectra.set_xlabel("")
         _plot_residuals(residuals, star)
         _plot_classes(classes, star)
-        _title(figure, star)
+        _title(figure, star, notes)
         figure.align_ylabels([spectra, residuals])
     return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG; characters of a name that the font lacks are boxes, without a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing", UserWarning)
+        figure.savefig(path, format="png")
 
 
 def plot_spectra(ax: Axes, star: Result, truth: ArrayLike | None = None) -> None:
@@ -98,7 +115,7 @@ def plot_spectra(ax: Axes, star: Result, truth: ArrayLike | None = None) -> None
     _mark_clipped(ax, wavelength, flux, low, high)
     ax.set_xlim(star.grid.edges[0], star.grid.edges[-1])
     ax.set_xlabel("Wavelength (vacuum) [Å]")
-    power = math.floor(math.log10(max(abs(low), abs(high))))
+    power = math.floor(math.log10(max(abs(low), abs(high))))  # the limits are never both 0
     power = 0 if -2 <= power <= 5 else power
     ax.yaxis.set_major_formatter(lambda value, _: f"{value / 10**power:g}")
     ax.set_ylabel(_flux_label(star.units[0], power))
@@ -113,10 +130,11 @@ def _plot_residuals(ax: Axes, star: Result) -> None:
         residual = residual * np.sqrt(observed.ivar[0])
         label = r"Residual [$\sigma$]"
     else:
-        residual = residual / np.abs(star.flux[0]).mean() * 100
+        residual = residual * 100 / (np.abs(star.flux[0]).mean() or 1.0)
         label = "Residual [%]"
 
-    bound = 1.35 * np.nanpercentile(np.abs(residual), 99)
+    known = np.abs(residual[np.isfinite(residual)])
+    bound = 1.35 * (np.percentile(known, 99) if len(known) else 0.0) or 1.0
     _shade_gaps(ax, star)
     ax.axhline(0, color=CLEAN, lw=0.9, zorder=3)
     ax.plot(wavelength, residual, color=OBSERVED, lw=0.5, drawstyle="steps-mid")
@@ -129,7 +147,8 @@ def _plot_residuals(ax: Axes, star: Result) -> None:
 def _plot_classes(ax: Axes, star: Result) -> None:
     probabilities, best = star.class_probabilities[0], int(star.best_class[0])
     rows = np.arange(len(star.classes))
-    colours = [CLEAN if row == best else OBSERVED for row in rows]
+    chosen = WARNING if star.warnings[0] else CLEAN
+    colours = [chosen if row == best else OBSERVED for row in rows]
     ax.barh(rows, np.ones(len(rows)), height=0.62, color=GAP)
     ax.barh(rows, probabilities, height=0.62, color=colours)
     for row, p in enumerate(probabilities):
@@ -144,7 +163,7 @@ def _plot_classes(ax: Axes, star: Result) -> None:
             color=INK if p >= 5e-4 else QUIET,
             weight=weight,
         )
-    ax.set_yticks(rows, star.classes)
+    ax.set_yticks(rows, [_plain(name) for name in star.classes])
     for row, tick in enumerate(ax.get_yticklabels()):
         tick.set_weight("bold" if row == best else "normal")
     ax.set_xlim(0, 1.36)
@@ -155,20 +174,24 @@ def _plot_classes(ax: Axes, star: Result) -> None:
     ax.set_title("class probability", fontsize=9.5, loc="left", pad=8)
 
 
-def _title(figure: Figure, star: Result) -> None:
+def _title(figure: Figure, star: Result, notes: list[str]) -> None:
     row = star.table[0]
     count = int(row["exposures"])
     facts = [
-        f"class {row['class']}, p = {row['probability']:.3f}",
+        f"class {_plain(row['class'])}, p = {row['probability']:.3f}",
         f"{count} exposure{'s' * (count != 1)}",
         f"{row['observed_fraction']:.0%} of the grid observed",
         f"$\\chi^2$ per term {row['chi2']:.2f}",
-        f"{star.model_name}, {star.method.upper() if star.method == 'map' else star.method}",
+        f"{_plain(star.model_name)}, {star.method.upper() if star.method == 'map' else star.method}",
     ]
-    figure.text(
-        0.075, 0.955, _shorten(star.names[0]), fontsize=13, weight="bold", va="center", parse_math=False
-    )
-    figure.text(0.075, 0.905, "  ·  ".join(facts), fontsize=9.5, color=QUIET, va="center")
+
+    def write(text: str, below: float, **style: Any) -> None:
+        figure.text(0.075, 1 - below / figure.get_figheight(), text, va="center", **style)
+
+    write(_shorten(printable(star.names[0])), 0.245, fontsize=13, weight="bold", parse_math=False)
+    write("  ·  ".join(facts), 0.515, fontsize=9.5, color=QUIET)
+    for k, note in enumerate(notes, start=1):
+        write(note, 0.515 + LINE * k, fontsize=9.5, color=WARNING, parse_math=False)
 
 
 def _shade_gaps(ax: Axes, star: Result) -> None:
@@ -179,8 +202,12 @@ def _shade_gaps(ax: Axes, star: Result) -> None:
 
 
 def _limits(values: NDArray, always: NDArray) -> tuple[float, float]:
-    low, high = np.percentile(values, [0.2, 99.8])
+    """Of an axis: finite and apart, whatever the values are."""
+    finite, always = values[np.isfinite(values)], always[np.isfinite(always)]
+    low, high = np.percentile(finite, [0.2, 99.8]) if len(finite) else (0.0, 0.0)
     low, high = min(low, always.min()), max(high, always.max())
+    if not low < high:
+        return -1.0, 1.0
     margin = 0.05 * (high - low)
     return low - margin * (low < 0), high + 2.4 * margin
 
@@ -198,6 +225,11 @@ def _flux_label(unit: u.UnitBase, power: int) -> str:
     if unit != u.dimensionless_unscaled:
         parts.append(unit.to_string("latex_inline").replace(r"1 \times 10", "10"))
     return f"Flux [{' '.join(parts)}]" if parts else "Flux"
+
+
+def _plain(text: str) -> str:
+    """A name that may hold the sign of mathematics, or what cannot be shown."""
+    return printable(text).replace("$", r"\$")
 
 
 def _shorten(name: str, length: int = 70) -> str:

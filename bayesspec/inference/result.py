@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from bayesspec.exceptions import BayesspecError
 from bayesspec.grid import Rebinned, WavelengthGrid
+from bayesspec.observation import printable
 
 if TYPE_CHECKING:
     from arviz import InferenceData
@@ -165,23 +167,30 @@ class Result:
         return self.z if self.w is None else np.concatenate([self.z, self.w], axis=-1)
 
     @property
-    def flux(self) -> Array:
+    def flux(self) -> NDArray[np.float64]:
         """Clean spectra, (N, D), each in its input's flux unit."""
-        return self.model_flux * self.unit_flux[:, None]
+        return self.model_flux * self._unit
 
     @property
-    def flux_std(self) -> Array | None:
+    def flux_std(self) -> NDArray[np.float64] | None:
         """Posterior standard deviation of `flux`, (N, D); None for `map`."""
-        return None if self.model_flux_std is None else self.model_flux_std * self.unit_flux[:, None]
+        return None if self.model_flux_std is None else self.model_flux_std * self._unit
+
+    @property
+    def _unit(self) -> NDArray[np.float64]:
+        """`unit_flux`, (N, 1), in double precision: single holds no inverse variance of a flux of 1e-20."""
+        return self.unit_flux[:, None].astype(float)
 
     def interval(self, level: float = 0.9) -> tuple[Array, Array]:
         """Lower and upper end of the posterior interval of `flux`, each (N, D): its central `level`.
 
         Raises:
-            BayesspecError: for `map`, which is one point of the posterior.
+            BayesspecError: if `level` is not between 0 and 1; for `map`, which is one point of the posterior.
         """
         from .summary import flux_draws
 
+        if not (isinstance(level, Real) and 0 < level < 1):
+            raise BayesspecError(f"the level of an interval is between 0 and 1, such as 0.9, not {level!r}")
         self._need_draws(f"there is no {level:.0%} interval")
         tail = 50 * (1 - level)
         ends = [np.percentile(flux_draws(star, INTERVAL_DRAWS), (tail, 100 - tail), axis=0) for star in self]
@@ -192,7 +201,7 @@ class Result:
         """Posterior of star i for ArviZ: an `InferenceData` of ArviZ 0.x, a `DataTree` of ArviZ 1.x.
 
         Groups, dimensions and coordinates: see `bayesspec.inference.arviz.to_arviz`. Weighted draws are
-        resampled to as many of equal weight, in one chain; the attribute `draws` says so.
+        resampled to as many of equal weight, in four chains; the attribute `draws` says so.
 
         Raises:
             BayesspecError: for `map`, which is one point of the posterior.
@@ -218,7 +227,7 @@ class Result:
         known, all count alike and the ivar is 0. In the star's flux unit, 0 where the mask is True.
         """
         seen = ~self.observed_mask
-        scale = np.where(self.scale > 0, self.scale, 1.0)[..., None]
+        scale = np.where(self.scale > 0, self.scale, 1.0).astype(float)[..., None]
         ivar = np.where(seen, self.observed_ivar * scale**2, 0.0)
         known = (~seen | (ivar > 0)).all(-2, keepdims=True)
 
@@ -226,8 +235,8 @@ class Result:
         total = weight.sum(-2)
         flux = (weight * np.where(seen, self.observed_flux / scale, 0.0)).sum(-2)
         flux = np.divide(flux, total, out=np.zeros_like(flux), where=total > 0)
-        unit = self.unit_flux[:, None]
-        return Rebinned(flux * unit, np.where(known, ivar, 0.0).sum(-2) / unit**2, ~seen.any(-2))
+        ivar = np.where(known, ivar, 0.0).sum(-2)
+        return Rebinned(flux * self._unit, ivar / self._unit**2, ~seen.any(-2))
 
     @property
     def table(self) -> Table:
@@ -260,7 +269,11 @@ class Result:
         )
 
     def to_spectrum(self, i: SupportsIndex = 0) -> Spectrum:
-        """Star i as a specutils `Spectrum`, with the standard deviation if the method gives one."""
+        """Star i as a specutils `Spectrum`, with the standard deviation if the method gives one.
+
+        Its mask is True where no exposure saw the pixel, so that the flux is the model's guess. `meta` is
+        the star's row of `table`, `warnings` among it.
+        """
         import specutils
         from astropy.nddata import StdDevUncertainty
 
@@ -271,7 +284,8 @@ class Result:
             spectral_axis=self.wavelength * u.AA,
             flux=star.flux[0] * star.units[0],
             uncertainty=None if std is None else StdDevUncertainty(std[0] * star.units[0]),
-            meta={key: star.table[key][0] for key in ("name", "class", "probability")},
+            mask=star.observed.mask[0],
+            meta=dict(zip(star.table.colnames, star.table[0], strict=True)),
         )
 
     def write(self, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -314,5 +328,12 @@ class Result:
         failed = f", {len(self.failures)} failed" if self.failures else ""
         plural = "s" * (len(self) != 1)
         head = f"<Result: {len(self)} star{plural} by {self.method} with {self.model_name}{failed}"
-        rows = [f"  {r['name']}: {r['class']} ({r['probability']:.2f})" for r in self.table[:10]]
-        return "\n".join([head, *rows, *(["  ..."] if len(self) > 10 else [])]) + ">"
+        rows = [
+            f"  {printable(row['name'])}: {row['class']} ({row['probability']:.2f})"
+            + "".join(f"; {note}" for note in notes)
+            for row, notes in zip(self[:10].table, self.warnings[:10], strict=True)
+        ]
+        flagged = sum(map(bool, self.warnings[10:]))
+        more = f", {flagged} of them with warnings" if flagged else ""
+        rows += [f"  ... {len(self) - 10} more{more}"] if len(self) > 10 else []
+        return "\n".join([head, *rows]) + ">"

@@ -144,7 +144,7 @@ def posterior_columns(
     mean, std = [], []
     for n, (points, scales, w) in enumerate(zip(latents, log_scale, weight, strict=True)):
         unit = _unit_flux(batch.select([n]), scales.exp())
-        unit = unit / (w @ unit)
+        unit = (unit / (w.to(unit) @ unit)).to(w)
         total = square = 0.0
         offset = model.spectrum(centre[n])  # of the squares, which cost digits without it
         for s, u, part in zip(points.split(_ROWS), unit.split(_ROWS), w.split(_ROWS), strict=True):
@@ -181,7 +181,7 @@ def _unit_flux(batch: ObservationBatch, scale: Tensor) -> Tensor:
 
     Where the scale of an exposure is known, those whose scale is not have no say.
     """
-    weight = _say((~batch.mask).sum(-1), batch.free_scale).to(scale.dtype)
+    weight = _say((~batch.mask).sum(-1), batch.free_scale).double()
     return (weight * scale * batch.unit_flux).sum(-1) / weight.sum(-1)
 
 
@@ -332,18 +332,18 @@ def _notes(
 
 @own_state()
 @torch.no_grad()
-def flux_draws(star: Result, count: int, seed: int = 0) -> NDArray[np.float32]:
+def flux_draws(star: Result, count: int, seed: int = 0) -> NDArray[np.float64]:
     """Equally probable clean spectra of a result of one star, (count, D), in its input's flux unit."""
     model, draws = star.model, star.draws
     latents, log_scale = (torch.as_tensor(part[0]) for part in draws.resample(count, seed=seed))
     pixels, free = (~star.observed_mask).sum(-1), star.scale != 1  # of a free scale the mean is never 1
     weight = _say(torch.as_tensor(pixels), torch.as_tensor(free))[0].to(log_scale)
-    exposure_unit = torch.as_tensor(star.exposure_unit[0]).to(log_scale)
-    unit = (weight * log_scale.exp() * exposure_unit).sum(-1) / weight.sum() / star.unit_flux[0]
+    exposure_unit = torch.as_tensor(star.exposure_unit[0] / float(star.unit_flux[0])).to(log_scale)
+    unit = (weight * log_scale.exp() * exposure_unit).sum(-1) / weight.sum()
     spectra = (
         np.concatenate([part.cpu().numpy() for part in _decoded(model, latents)]) * unit.numpy()[:, None]
     )
-    return _beyond_latents(star, spectra, seed) * np.float32(star.unit_flux[0])
+    return _beyond_latents(star, spectra, seed) * np.float64(star.unit_flux[0])
 
 
 def _beyond_latents(star: Result, spectra: NDArray, seed: int) -> NDArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from astropy import units as u
 from matplotlib.figure import Figure
 
 from bayesspec.exceptions import BayesspecError
+from bayesspec.plotting import save_figure
 
 ARRAYS = ("flux", "z", "class_probabilities", "chi2", "outlier_score", "scale")
 
@@ -35,6 +37,24 @@ def test_a_point_estimate_has_no_interval(make_result):
     assert res.flux_std is None
     with pytest.raises(BayesspecError, match=r"map.*no 90% interval"):
         res.interval(0.9)
+
+
+@pytest.mark.parametrize("level", [-0.5, 0, 1, 90, np.nan, np.inf, "0.9", None, True])
+def test_levels_that_are_none(make_result, level):
+    with pytest.raises(BayesspecError, match="between 0 and 1"):
+        make_result().interval(level)
+
+
+@pytest.mark.parametrize("power", [-37, -18, 0, 20, 37])
+def test_the_unit_of_the_flux_is_only_a_unit(make_result, power):
+    """Whatever the scale, nothing overflows, and everything is that many times what it was."""
+    std, scale = np.full((3, 64), 0.1, np.float32), 10.0**power
+    usual, res = (make_result(model_flux_std=std, unit_flux=np.full(3, s, np.float32)) for s in (1.0, scale))
+    np.testing.assert_allclose(res.flux, usual.flux * scale, rtol=1e-6)
+    np.testing.assert_allclose(res.flux_std, usual.flux_std * scale, rtol=1e-6)
+    np.testing.assert_allclose(res.observed.flux, usual.observed.flux * scale, rtol=1e-6)
+    np.testing.assert_allclose(res.observed.ivar * scale, usual.observed.ivar / scale, rtol=1e-6)
+    np.testing.assert_allclose(res.table["scale"], usual.table["scale"] * scale, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -140,3 +160,55 @@ def test_plot_leaves_matplotlib_as_it_was(make_result):
 def test_representation_names_the_stars(make_result):
     assert "star 2" in repr(make_result())
     assert repr(make_result(stars=30)).count("\n") < 15
+
+
+class TestWarnings:
+    """Wherever a class is shown, its warnings are beside it."""
+
+    @pytest.fixture
+    def flagged(self, make_result):
+        return make_result(warnings=((), ("outside the model",), ("chains disagree", "no $tar")))
+
+    def test_representation(self, flagged):
+        rows = repr(flagged).splitlines()[1:]
+        assert rows[1].endswith("; outside the model")
+        assert rows[2].endswith("; chains disagree; no $tar>")
+
+    def test_representation_of_many(self, make_result):
+        many = make_result(stars=12, warnings=((),) * 10 + (("odd",), ()))
+        assert repr(many).endswith("... 2 more, 1 of them with warnings>")
+
+    def test_spectrum(self, flagged):
+        assert [flagged.to_spectrum(n).meta["warnings"] for n in range(3)] == list(flagged.table["warnings"])
+
+    def test_figure(self, flagged):
+        for star in flagged:
+            figure = star.plot()
+            save_figure(figure, io.BytesIO())
+            shown = [text.get_text() for text in figure.texts]
+            assert set(star.warnings[0]) <= set(shown)
+
+
+FIGURES = {
+    **{
+        f"scale {power}": {"unit_flux": np.array([10.0**power])}
+        for power in (-300, -200, -37, -18, 20, 38, 200)
+    },
+    "constant": {"model_flux": np.ones((1, 64)), "observed_flux": np.ones((1, 2, 64))},
+    "nothing": {"model_flux": np.zeros((1, 64)), "observed_flux": np.zeros((1, 2, 64))},
+    "not finite": {"model_flux": np.full((1, 64), np.nan)},
+    "infinite": {"unit_flux": np.array([np.inf])},
+    "name": {"names": ("$\\frac \\udce9 \n 天",)},
+    "names of classes": {"classes": ("$\\frac$", *"OBAFGKMCW"), "model_name": "$x_"},
+}
+
+
+@pytest.mark.parametrize("change", FIGURES.values(), ids=FIGURES)
+@pytest.mark.parametrize("ivar", [True, False])
+def test_no_star_is_without_a_figure(make_result, change, ivar):
+    """Of any scale and with any name, finite or not."""
+    with np.errstate(all="ignore"):
+        figure = make_result(stars=1, ivar=ivar, **change).plot()
+        save_figure(figure, buffer := io.BytesIO())
+    assert buffer.getvalue().startswith(b"\x89PNG")
+    assert all(np.isfinite(ax.get_ylim()).all() for ax in figure.axes)
