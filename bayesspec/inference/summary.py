@@ -50,6 +50,9 @@ FEATURES_SPREAD = 0.12
 FAINT, FAINT_SPREAD = 50.0, 10.0
 """Significance of a whole spectrum below which there may be no star in it: S/N 1 in each of 2500 pixels."""
 
+CHAINS = 4
+"""Chains into which weighted draws are dealt: of one alone ArviZ has no R-hat."""
+
 _ROWS = 512
 """Latents that are decoded at once."""
 
@@ -384,7 +387,8 @@ def _decoded(model: StellarModel, latents: Tensor) -> Iterator[Tensor]:
 def arviz_input(star: Result, *, replicates: int = 400, seed: int = 0) -> ArvizInput:
     """The posterior of a result of one star as plain arrays.
 
-    Weighted draws are resampled to as many of equal weight, in one chain.
+    Weighted draws are resampled to as many of equal weight, in four chains: their order is kept, so that each
+    chain comes from other draws, and chains that disagree show weights that are not to be trusted.
 
     Arguments:
         star: A result of one star whose method gives draws.
@@ -394,8 +398,10 @@ def arviz_input(star: Result, *, replicates: int = 400, seed: int = 0) -> ArvizI
     model, draws = star.model, star.draws
     chains, length = draws.log_density.shape[1:]
     if draws.log_weight is not None:
-        latents, log_scale = (part[:, None] for part in draws.resample(chains * length, seed=seed))
-        chains, length, stats, warmup = 1, chains * length, {}, {}
+        chains, length, stats, warmup = CHAINS, max(1, chains * length // CHAINS), {}, {}
+        latents, log_scale = (
+            part.reshape(len(part), chains, length, -1) for part in draws.resample(chains * length, seed=seed)
+        )
     else:
         latents, log_scale = draws.latents, draws.log_scale
         stats, warmup = draws.sample_stats, draws.warmup_stats

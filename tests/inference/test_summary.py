@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from bayesspec.data.benchmark import choose_stars
 from bayesspec.data.library import CLASSES, StarLibrary
 from bayesspec.data.noise import NoiseLibrary
 from bayesspec.exceptions import BayesspecError
-from bayesspec.inference.arviz import import_arviz
+from bayesspec.inference.arviz import chain_diagnostics, import_arviz
 from bayesspec.inference.denoise import denoise
 from bayesspec.inference.draws import Draws
 from bayesspec.inference.summary import _features, arviz_input
@@ -80,14 +82,39 @@ def test_arviz_has_the_draws_of_the_chains(chains):
     assert len(table) == chains.z.shape[1] + 2
 
 
-def test_weighted_draws_become_one_chain(weighted):
-    """Of equal weight, and said so; their mean is the weighted mean."""
+def test_weighted_draws_become_four_chains(weighted):
+    """Of equal weight, and said so; their mean is the weighted mean, and the chains agree."""
     posterior = weighted.to_arviz(0)
-    assert posterior["posterior"].sizes["chain"] == 1
+    assert posterior["posterior"].sizes["chain"] == 4
+    r_hat = import_arviz().summary(posterior)["r_hat"].astype(float)
+    assert (r_hat < 1.03).all()
     assert posterior["posterior"].attrs["draws"] == "resampled by importance weight"
     z = posterior["posterior"]["z"]
     np.testing.assert_allclose(z.mean(("chain", "draw")), weighted.z[0], atol=0.1 * float(z.std()))
     assert "sample_stats" not in list(posterior)
+
+
+def test_bad_weights_are_chains_that_disagree(weighted):
+    """Where a few draws have nearly all the weight, R-hat says so; few draws, or many, are no error."""
+    star = weighted[0]
+    count = star.draws.log_weight.shape[-1]
+    log_weight = np.full((1, 1, count), -20.0)
+    log_weight[..., :: count // 3] = 0.0
+    log_weight -= np.logaddexp.reduce(log_weight, axis=-1, keepdims=True)
+    bad = replace(star, draws=replace(star.draws, log_weight=log_weight))
+    z = bad.to_arviz()["posterior"]["z"].values
+    assert chain_diagnostics(z)["r_hat"] > 1.1
+    few = replace(
+        star,
+        draws=replace(
+            star.draws,
+            **{
+                name: getattr(star.draws, name)[:, :, :3]
+                for name in ("z", "w", "log_scale", "log_weight", "log_density")
+            },
+        ),
+    )
+    assert few.to_arviz()["posterior"].sizes["chain"] == 4
 
 
 def test_predictive_is_the_clean_spectrum_and_the_noise(chains):

@@ -123,7 +123,9 @@ def test_draws_are_as_wide_as_the_errors_say(usual, wider, of):
         np.testing.assert_allclose(spread, wider.flux_std[1], rtol=0.12)
         assert (np.abs(mean - wider.flux[1]) < 0.12 * wider.flux_std[1]).all()
     else:
-        before, after = (arviz_input(result[1], replicates=1000).clean[0] for result in (usual, wider))
+        before, after = (
+            np.concatenate(arviz_input(result[1], replicates=1000).clean) for result in (usual, wider)
+        )
     np.testing.assert_allclose(before[:, :40], after[:, :40], rtol=1e-5)
     middle = before.mean(0)
     ratio = (after - middle)[:, -20:].std(0) / (before - middle)[:, -20:].std(0)
