@@ -202,7 +202,10 @@ class StellarModel(nn.Module):
             if unknown:
                 raise BayesspecError(f"class_weights: {self.name} has no class {', '.join(sorted(unknown))}")
             weights = [weights.get(name, 1.0) for name in self.classes]
-        values = torch.as_tensor(list(weights), dtype=torch.float64)
+        try:
+            values = torch.as_tensor(list(weights), dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise BayesspecError(f"class_weights: numbers are needed, not {weights!r}") from error
         if values.shape != (len(self.classes),):
             raise BayesspecError(f"class_weights: {len(self.classes)} weights needed, {len(values)} given")
         if not (values.isfinite().all() and (values >= 0).all() and values.sum() > 0):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -16,8 +17,10 @@ from bayesspec.model import StellarModel
 from bayesspec.observation import Observation, ObservationBatch
 from bayesspec.runtime import own_state, progress_bar
 
+from .arguments import LARGEST_SEED, check_options, check_usable, check_whole, read_stars
 from .draws import Draws
 from .handover import importance_or_nuts
+from .importance import importance_draws
 from .jumps import with_arms_apart
 from .level import infer_noise_level
 from .map import map_estimate
@@ -26,6 +29,9 @@ from .nuts import nuts_draws
 from .result import Failure, Result
 from .scan import LatentScan
 from .summary import PriorTail, point_columns, posterior_columns
+
+if TYPE_CHECKING:
+    from bayesspec.io import Source
 
 __all__ = ["METHODS", "choose_method", "denoise"]
 
@@ -38,12 +44,12 @@ METHODS = {"map": newton_estimate, "importance": importance_or_nuts, "nuts": nut
 
 @own_state()
 def denoise(
-    observations: Observation | Iterable[Observation],
+    observations: Observation | Source | Iterable[Observation | Source],
     *,
     model: StellarModel | str | Path = "stellar",
     method: Literal["map", "importance", "nuts"] | None = None,
     uncertainty: bool = False,
-    engine: Literal["newton", "autodelta"] = "newton",
+    engine: Literal["newton", "autodelta"] | None = None,
     class_weights: Mapping[str, float] | Sequence[float] | None = None,
     seed: int = 0,
     batch_size: int = 64,
@@ -54,20 +60,21 @@ def denoise(
     """Infer the clean spectrum and the class of every star.
 
     Arguments:
-        observations: One star or many, from `read` or made by hand.
+        observations: One star or many: observations, or what `read` takes, such as the path of a file, a
+            spectrum of specutils or a `SpectrumList`.
         model: A model, the name of a shipped one, or the folder of a bundle.
         method: `map`: the mode of the posterior, eq. (7). `importance`: means, standard deviations and
             intervals from weighted draws, in a few seconds a star; a star whose weights are not to be
             trusted says so. `nuts`: the same from draws by NUTS; seconds to a minute a star.
             None: `importance` where uncertainty is asked, else `map`.
         uncertainty: Means, standard deviations and intervals, not the mode alone; `map` has none.
-        engine: Of `map`: second-order steps, or Pyro's AutoDelta, the reference.
+        engine: Of `map`: `newton`, second-order steps, the default; or `autodelta`, Pyro's, the reference.
         class_weights: Relative prior weights of the classes: a number for each of the model's classes, or
             `{name: weight}`, where a class that is not named weighs 1; None: all alike, eq. (6).
-        seed: Of everything random.
+        seed: Of everything random; from 0 to 2**32 - 1.
         batch_size: Stars in memory at once.
-        on_error: What to do with a star that cannot be used (no observed pixel on the grid): raise, or leave
-            it out and list it in the result's `failures`.
+        on_error: What to do with a star that cannot be used (a file that cannot be read, no observed pixel on
+            the grid): raise, or leave it out and list it in the result's `failures`.
         progress: Show a bar on stderr.
         **options: For the method, see `newton_estimate`, `map_estimate`, `importance_draws`, `nuts_draws`;
             `handover=True` with `importance` gives stars whose weights are not to be trusted to NUTS, which
@@ -77,9 +84,11 @@ def denoise(
         A `Result` with a row for every usable star, in the order of the input.
 
     Raises:
+        ReadError: if a star cannot be read and `on_error` is "raise".
         ObservationError: if a star cannot be used and `on_error` is "raise", or none can.
-        BayesspecError: if the method or the engine is not known, uncertainty is asked of `map`, or class
-            weights are not weights.
+        BayesspecError: if the method, the engine or an option is not known or of the wrong kind, uncertainty
+            is asked of `map`, an engine of another method, or class weights are not weights. All of this is
+            found before any work is done.
 
     Example:
         >>> import numpy as np
@@ -93,11 +102,21 @@ def denoise(
         ('importance', (1, 2048))
     """
     method = choose_method(method, uncertainty)
-    if engine not in ENGINES:
+    if engine is not None and method != "map":
+        raise BayesspecError(
+            f"engine={engine!r} is one of method='map'; {method} has no engines to choose from"
+        )
+    engine = "newton" if engine is None else engine
+    if engine not in tuple(ENGINES):
         raise BayesspecError(f"no engine is called {engine!r}; there is {', '.join(sorted(ENGINES))}")
     if on_error not in ("raise", "skip"):
         raise BayesspecError(f"on_error is 'raise' or 'skip', not {on_error!r}")
-    stars = [observations] if isinstance(observations, Observation) else list(observations)
+    seed = check_whole("seed", seed, 0, LARGEST_SEED)
+    batch_size = check_whole("batch_size", batch_size)
+    check_options(f"method={method!r}", _keywords_of(method, engine), options)
+    if not isinstance(model, StellarModel | str | os.PathLike):
+        raise BayesspecError(f"model is a model, its name or the folder of a bundle, not {model!r}")
+    stars = read_stars(observations, on_error)
     network = model if isinstance(model, StellarModel) else load_model(model)
     if class_weights is not None:
         network = network.with_class_weights(class_weights)
@@ -162,15 +181,24 @@ def choose_method(method: str | None = None, uncertainty: bool = False) -> str:
         >>> choose_method(), choose_method(uncertainty=True), choose_method("nuts")
         ('map', 'importance', 'nuts')
     """
+    if not isinstance(uncertainty, bool | np.bool_):
+        raise BayesspecError(f"uncertainty is True or False, not {uncertainty!r}")
     if method is None:
         return "importance" if uncertainty else "map"
-    if method not in METHODS:
+    if method not in tuple(METHODS):
         raise BayesspecError(f"no method is called {method!r}; there is {', '.join(sorted(METHODS))}")
     if uncertainty and method == "map":
         raise BayesspecError(
             "map is a point and has no uncertainty; leave the method out, or choose importance or nuts"
         )
     return method
+
+
+def _keywords_of(method: str, engine: str) -> tuple[Any, ...]:
+    """The functions whose keywords are the options of a method."""
+    if method == "map":
+        return (ENGINES[engine],)
+    return (METHODS[method], importance_draws) if method == "importance" else (METHODS[method],)
 
 
 def _note_arms(columns: dict[str, Any], stars: list[Observation]) -> None:
@@ -184,11 +212,16 @@ def _note_arms(columns: dict[str, Any], stars: list[Observation]) -> None:
         columns["warnings"][n] = (*columns["warnings"][n], note)
 
 
-def _usable(stars: list[Observation], model: StellarModel) -> tuple[list[Observation], list[Failure]]:
+def _usable(
+    stars: list[Observation | Failure], model: StellarModel
+) -> tuple[list[Observation], list[Failure]]:
     usable, failures = [], []
     for position, star in enumerate(stars):
+        if isinstance(star, Failure):
+            failures.append(star)
+            continue
         try:
-            star.on_grid(model.grid)
+            check_usable(star, model.grid)
             usable.append(star)
         except ObservationError as error:
             failures.append(Failure(position, star.name, str(error)))

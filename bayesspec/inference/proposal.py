@@ -215,7 +215,7 @@ class StudentMixture:
         metric = self._factor(whole, old[:, 0])
         away = torch.linalg.solve_triangular(metric, (theta - peak).permute(1, 2, 0), upper=False)
         away = away.square().sum(1).T
-        near = away <= away.kthvalue(max(4 * dim, len(theta) // 10), dim=0).values
+        near = away <= away.kthvalue(min(len(theta), max(4 * dim, len(theta) // 10)), dim=0).values
         local = torch.where(near, weight + 1 / len(theta), 0.0)
         _, around = _moments(theta, local)
 

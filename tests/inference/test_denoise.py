@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from astropy import units as u
+from astropy.table import Table
+from specutils import Spectrum, SpectrumList
 
 import bayesspec
 from bayesspec.distributions import NoiseFlow
-from bayesspec.exceptions import BayesspecError, ObservationError
+from bayesspec.exceptions import BayesspecError, ObservationError, ReadError
 from bayesspec.inference.denoise import METHODS, choose_method
 from bayesspec.runtime import seeded
 
@@ -152,3 +156,154 @@ def test_what_is_no_star_says_so(model):
     assert np.isfinite(res.flux).all()
     assert np.isfinite(res.z).all()
     assert res.chi2[0] > 2
+
+
+@pytest.fixture(scope="module")
+def columns():
+    wavelength = np.linspace(3950, 9050, 400)
+    noise = np.random.default_rng(0).normal(0, 0.1, 400)
+    return wavelength, 3 + (wavelength / 6000) + noise, np.full(400, 0.1)
+
+
+@pytest.fixture(scope="module")
+def file(columns, tmp_path_factory):
+    path = tmp_path_factory.mktemp("stars") / "star.txt"
+    np.savetxt(path, np.column_stack(columns))
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(file, toy_model):
+    return bayesspec.denoise(bayesspec.read(file), model=toy_model)
+
+
+class TestWhatIsGiven:
+    """Whatever `read` takes, `denoise` takes, alone or in a list."""
+
+    @pytest.mark.parametrize("kind", ["path", "text", "open file", "spectrum", "table"])
+    @pytest.mark.parametrize("many", [False, True])
+    def test_every_form_gives_the_same(self, columns, file, expected, toy_model, kind, many):
+        wavelength, flux, sigma = columns
+        given = {
+            "path": lambda: file,
+            "text": lambda: str(file),
+            "open file": lambda: io.StringIO(file.read_text()),
+            "spectrum": lambda: _spectrum(columns),
+            "table": lambda: Table({"wavelength": wavelength, "flux": flux, "ivar": sigma**-2}),
+        }[kind]
+        found = bayesspec.denoise(iter([given(), given()]) if many else given(), model=toy_model)
+        assert len(found) == 1 + many
+        np.testing.assert_allclose(found.flux, np.repeat(expected.flux, len(found), 0), rtol=2e-3)
+
+    def test_a_list_of_spectra(self, columns, expected, toy_model):
+        found = bayesspec.denoise(SpectrumList([_spectrum(columns)] * 2), model=toy_model)
+        np.testing.assert_allclose(found.flux, np.repeat(expected.flux, 2, 0), rtol=2e-3)
+
+    def test_files_that_cannot_be_read(self, file, expected, toy_model, tmp_path):
+        missing = tmp_path / "missing.fits"
+        with pytest.raises(ReadError, match=r"missing\.fits: no such file"):
+            bayesspec.denoise([file, missing], model=toy_model)
+        found = bayesspec.denoise([missing, file], model=toy_model, on_error="skip")
+        assert found.failures[0][:2] == (0, str(missing))
+        np.testing.assert_array_equal(found.flux, expected.flux)
+
+    @pytest.mark.parametrize("given", [None, 5, np.ones(3), [np.ones((2, 3))], b"a", [["a"]], {1: 2}])
+    def test_what_is_no_star(self, toy_model, given):
+        with pytest.raises(BayesspecError, match="is no star: give an Observation, a path"):
+            bayesspec.denoise(given, model=toy_model, on_error="skip")
+
+    def test_nothing(self, toy_model):
+        with pytest.raises(ObservationError, match="no observation was given"):
+            bayesspec.denoise([], model=toy_model)
+
+    @pytest.mark.parametrize("power", [-90, -40, 40, 90])
+    def test_fluxes_that_single_precision_has_not(self, columns, toy_model, power):
+        star = bayesspec.Observation(columns[0], columns[1] * 10.0**power, name="far out")
+        with pytest.raises(ObservationError, match=r"far out: .*another unit"):
+            bayesspec.denoise(star, model=toy_model)
+
+    @pytest.mark.parametrize("power", [-36, -18, 20, 37])
+    def test_units_that_come_back(self, columns, expected, toy_model, power):
+        """Flux and ivar are finite and scaled, in the intervals too."""
+        wavelength, flux, sigma = columns
+        scale = 10.0**power
+        star = bayesspec.Observation(wavelength, flux * scale, (sigma * scale) ** -2)
+        found = bayesspec.denoise(star, model=toy_model)
+        np.testing.assert_allclose(found.flux / scale, expected.flux, rtol=2e-3)
+        np.testing.assert_allclose(found.observed.ivar * scale, expected.observed.ivar / scale, rtol=1e-4)
+        found = bayesspec.denoise(star, model=toy_model, uncertainty=True, draws=256)
+        lower, upper = found.interval(0.5)
+        assert ((lower < upper) & (upper < 2 * found.flux)).all()
+        assert (np.abs(found.flux / scale / expected.flux - 1) < 0.2).all()
+
+
+def _spectrum(columns):
+    from astropy.nddata import StdDevUncertainty
+
+    wavelength, flux, sigma = columns
+    return Spectrum(
+        spectral_axis=wavelength * u.AA,
+        flux=flux * u.dimensionless_unscaled,
+        uncertainty=StdDevUncertainty(sigma),
+    )
+
+
+MAP, WEIGHTS, NUTS = {"method": "map"}, {"method": "importance"}, {"method": "nuts"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": None}, "seed must be a whole number, from 0 to 4294967295, not None"),
+        ({"seed": -1}, "seed must be"),
+        ({"seed": 2**32}, "seed must be"),
+        ({"seed": 1.0}, "seed must be"),
+        ({"seed": True}, "seed must be"),
+        ({"batch_size": 0}, "batch_size must be a whole number, 1 or more, not 0"),
+        ({"batch_size": 2.5}, "batch_size must be"),
+        ({"uncertainty": "no"}, "uncertainty is True or False"),
+        ({"method": ["map"]}, "no method is called"),
+        ({"model": 5}, "model is a model"),
+        ({**WEIGHTS, "engine": "newton"}, "engine='newton' is one of method='map'"),
+        ({"uncertainty": True, "engine": "autodelta"}, "engine='autodelta' is one of method='map'"),
+        ({"engine": "magic"}, "no engine is called 'magic'"),
+        ({**MAP, "draws": 100}, "'map' has no option draws; it has classes, iterations, starts"),
+        ({**MAP, "starts": 0}, "starts must be"),
+        ({**MAP, "starts": "many"}, "starts must be"),
+        ({**MAP, "classes": "all"}, "classes must be one of joint, marginal"),
+        ({"engine": "autodelta", "iterations": 3}, "has no option iterations; .* steps"),
+        ({"engine": "autodelta", "learning_rate": -1}, "learning_rate must be a positive number"),
+        ({**WEIGHTS, "draw": 5}, "'importance' has no option draw; it has draws, handover, rounds, starts"),
+        ({**WEIGHTS, "draws": 0}, "draws must be"),
+        ({**WEIGHTS, "rounds": -1}, "rounds must be a whole number, 0 or more"),
+        ({**WEIGHTS, "handover": 1}, "handover must be True or False"),
+        ({**NUTS, "chains": 0}, "chains must be"),
+        ({**NUTS, "warmup": 0}, "warmup must be"),
+        ({**NUTS, "draws": 0}, "draws must be"),
+        ({**NUTS, "target_accept": 1}, "target_accept must be"),
+        ({**NUTS, "scan": None}, "has no option scan"),
+    ],
+    ids=str,
+)
+def test_arguments_that_are_wrong_are_found_before_the_work(options, message):
+    """Before a star is looked at, or a model loaded."""
+    given = {"model": "no such model", **options}
+    with pytest.raises(BayesspecError, match=message):
+        bayesspec.denoise("no such file", **given)
+
+
+@pytest.mark.parametrize("weights", ["WD", 5, [object()] * 3, {"hot": "heavy"}])
+def test_weights_that_are_none(toy_model, weights):
+    star = bayesspec.Observation(toy_model.grid.wavelength, np.ones(96))
+    with pytest.raises(BayesspecError, match="class_weights"):
+        bayesspec.denoise(star, model=toy_model, class_weights=weights)
+
+
+@pytest.mark.parametrize("options", [WEIGHTS, {**NUTS, "chains": 1, "warmup": 1, "starts": 1}], ids=str)
+def test_the_fewest_draws_are_no_error(toy_model, options):
+    """They say of themselves that there are too few."""
+    star = bayesspec.Observation(toy_model.grid.wavelength, np.ones(96))
+    found = bayesspec.denoise(star, model=toy_model, draws=4, **options)
+    assert found.warnings[0]
+    assert np.isfinite(found.interval(0.5)).all()
+    assert found.to_arviz()["posterior"]["z"].size
