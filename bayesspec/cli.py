@@ -1,7 +1,8 @@
 """The command line: `bayesspec denoise | demo | info | train | evaluate | bench`.
 
 Nothing heavy is imported before a command runs, so that --help is quick. Results go to stdout, everything
-else to stderr. Exit status: 0 all well, 1 an input failed, 2 the command was not understood or cannot run.
+else to stderr. Exit status: 0 all well, 1 an input failed, 2 the command was not understood, or it could not
+do its work: no space on the disk, stdout closed.
 """
 
 from __future__ import annotations
@@ -45,15 +46,24 @@ class Exposures(StrEnum):
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the products; made if need be.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the products of an earlier run.")]
-Seed = Annotated[int, typer.Option(help="Of everything random; the same seed gives the same products.")]
+LARGEST_SEED = 2**32 - 1  # of numpy and Pyro
+Seed = Annotated[
+    int,
+    typer.Option(
+        min=0, max=LARGEST_SEED, help="Of everything random; the same seed gives the same products."
+    ),
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: run a command; errors are one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that knows ASCII only is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(args=arguments)
-    except BayesspecError as error:
-        typer.echo(f"bayesspec: {error}", err=True)
+    except (BayesspecError, OSError) as error:
+        typer.echo(" ".join(f"bayesspec: {error}".split()), err=True)
         sys.exit(2)
 
 
@@ -99,7 +109,12 @@ def denoise(
     overwrite: Overwrite = False,
     device: Annotated[str, typer.Option(help="cpu, or a GPU: cuda, cuda:1.")] = "cpu",
     seed: Seed = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Stars in memory at once.")] = 64,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Stars in memory at once, and between two summaries: 16, on a GPU 64, if not given."
+        ),
+    ] = None,
 ) -> None:
     """Denoise spectra, one star a file.
 
@@ -115,28 +130,29 @@ def denoise(
     from .terminal import print_summary
 
     chosen = choose_method(method, uncertainty)
-    names = [str(file) for file in files]
-    writer = ProductWriter(out, names, figures=figures, overwrite=overwrite)
+    writer = ProductWriter(out, [str(file) for file in files], figures=figures, overwrite=overwrite)
     network = _load(model, device)
     failed = 0
-    with _progress("denoise", len(names)) as progress:
+    with _progress("denoise", len(files)) as progress:
         (task,) = progress.task_ids
         for outcome in denoise_files(
-            names,
+            files,
             writer,
             network,
             method=chosen,
             exposures=exposures.value,
             strict=strict,
             seed=seed,
-            batch_size=batch_size,
+            batch_size=batch_size or (16 if device == "cpu" else 64),
         ):
             progress.advance(task)
             if isinstance(outcome, tuple):
                 failed += 1
                 _say(f"{outcome.name}: {outcome.reason}", progress)
-    print_summary(writer.summary())
-    _say(f"{len(names) - failed} of {len(names)} denoised, products in {out}")
+    try:
+        print_summary(writer.summary())
+    finally:
+        _say(f"{len(files) - failed} of {len(files)} denoised, products in {out}")
     raise typer.Exit(1 if failed else 0)
 
 
@@ -161,7 +177,7 @@ def demo(
     _say("making three noisy exposures of a real star, and denoising them")
     outcome = run_demo(out, _load(model, "cpu"), seed=seed, overwrite=overwrite)
     star = outcome.result
-    print_classes(star.classes, star.class_probabilities[0])
+    print_classes(star.classes, star.class_probabilities[0], star.warnings[0])
     print_table(
         ["spectrum", "mean squared error"],
         [[name, f"{loss:.2e}"] for name, loss in outcome.losses.items()],
@@ -265,7 +281,9 @@ def evaluate(
     baselines: Annotated[
         bool, typer.Option(help="Train and run the opponents too: autoencoder, PCA, wavelets.")
     ] = True,
-    seed: Annotated[int, typer.Option(help="Of the sets, the opponents and the draws.")] = 2021,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST_SEED, help="Of the sets, the opponents and the draws.")
+    ] = 2021,
 ) -> None:
     """Benchmark a model on stars and nights that no training has seen, beside other methods.
 

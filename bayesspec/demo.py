@@ -16,11 +16,11 @@ from .exceptions import BayesspecError
 from .grid import WavelengthGrid
 from .inference.result import Result
 from .io.bits import SPPIXMASK
-from .io.products import ProductWriter
+from .io.products import SUMMARY, ProductWriter, written
 from .model import StellarModel
 from .observation import Observation
 from .pipeline import denoise_files
-from .plotting import plot_star
+from .plotting import plot_star, save_figure
 from .runtime import seeded
 
 __all__ = ["Demonstration", "example_star", "noisy_exposures", "run_demo", "to_sdss"]
@@ -65,23 +65,27 @@ def run_demo(
     """Write a noisy SDSS file of the example star, denoise it as any other file, compare with the truth.
 
     Raises:
-        BayesspecError: if the folder holds a demonstration and `overwrite` is False.
+        BayesspecError: if the folder holds a demonstration and `overwrite` is False, or cannot be written to.
     """
     folder = Path(folder)
     file = folder / "spec-demo.fits"
     writer = ProductWriter(folder, [str(file)], figures=True, overwrite=overwrite)
-    if file.exists() and not overwrite:
+    # A summary that the writer does not mind is that of a run that failed, and the file is of that run.
+    if file.exists() and not (overwrite or (folder / SUMMARY).exists()):
         raise BayesspecError(f"{file}: there already, and overwriting was not asked for")
+    writer.write_summary()
 
     truth = on_grid(example_star(), model.grid)
     flux, ivar, bits = noisy_exposures(truth, model, seed=seed)
-    to_sdss(model.grid, flux * FLUX, ivar / FLUX**2, bits).writeto(file, overwrite=True)
+    with written(file) as part:
+        to_sdss(model.grid, flux * FLUX, ivar / FLUX**2, bits).writeto(part, overwrite=True)
 
     (star,) = denoise_files([file], writer, model, exposures="individual", seed=seed)
     if not isinstance(star, Result):
         raise BayesspecError(f"{file}: {star.reason}")
     figure = writer.folder / f"{writer.stems[0]}.png"
-    plot_star(star, truth * FLUX).savefig(figure)
+    with written(figure) as part:
+        save_figure(plot_star(star, truth * FLUX), part)
 
     error = (star.model_flux[0] - truth) ** 2
     observed, gap = star.observed, _between(model.grid.wavelength, *GAP)
@@ -97,7 +101,7 @@ def run_demo(
         "figure": figure,
         **{
             "spectrum": writer.folder / f"{writer.stems[0]}.denoised.fits",
-            "summary": writer.folder / "summary.ecsv",
+            "summary": writer.folder / SUMMARY,
         },
     }
     return Demonstration(star, truth * FLUX, losses, files)

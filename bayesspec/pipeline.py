@@ -8,12 +8,13 @@ from typing import Literal
 
 from .exceptions import BayesspecError
 from .grid import WavelengthGrid
+from .inference.arguments import check_usable
 from .inference.denoise import denoise
 from .inference.result import Failure, Result
 from .io import read
 from .io.products import ProductWriter
 from .model import StellarModel
-from .observation import Observation
+from .observation import Observation, printable
 
 __all__ = ["denoise_files"]
 
@@ -31,8 +32,8 @@ def denoise_files(
 ) -> Iterator[Result | Failure]:
     """Read, denoise and write every file; a file that cannot be used is noted and the rest goes on.
 
-    No more than `batch_size` stars are in memory. The summary is written at the end, also of a run that was
-    interrupted.
+    No more than `batch_size` stars are in memory. The summary is there from the start, and written anew after
+    every batch: a run that is killed leaves one that knows of all products, but those of its last batch.
 
     Arguments:
         files: One star each.
@@ -46,16 +47,20 @@ def denoise_files(
 
     Yields:
         For every file, in order, the result of its star or why there is none.
+
+    Raises:
+        BayesspecError: if a product or the summary cannot be written.
     """
-    try:
-        for first in range(0, len(files), batch_size):
-            chunk = files[first : first + batch_size]
-            inputs = [
-                _read(file, position, model.grid, exposures, strict)
-                for position, file in enumerate(chunk, start=first)
-            ]
-            stars = [star for star in inputs if isinstance(star, Observation)]
-            results = iter(denoise(stars, model=model, method=method, seed=seed)) if stars else iter(())
+    writer.write_summary()
+    for first in range(0, len(files), batch_size):
+        chunk = files[first : first + batch_size]
+        inputs = [
+            _read(file, position, model.grid, exposures, strict)
+            for position, file in enumerate(chunk, start=first)
+        ]
+        stars = [star for star in inputs if isinstance(star, Observation)]
+        results = iter(denoise(stars, model=model, method=method, seed=seed)) if stars else iter(())
+        try:
             for position, star in enumerate(inputs, start=first):
                 if isinstance(star, Failure):
                     writer.fail(position, star.reason)
@@ -64,8 +69,8 @@ def denoise_files(
                     result = next(results)
                     writer.add(position, result)
                     yield result
-    finally:
-        writer.close()
+        finally:
+            writer.write_summary()
 
 
 def _read(
@@ -77,8 +82,8 @@ def _read(
 ) -> Observation | Failure:
     try:
         star = read(file, exposures=exposures, strict=strict)
-        star.on_grid(grid)
+        check_usable(star, grid)
     except BayesspecError as error:
-        cause = " ".join(str(error).removeprefix(f"{file}: ").split())
-        return Failure(position, str(file), cause)
+        name = printable(str(file))
+        return Failure(position, name, " ".join(str(error).removeprefix(f"{name}: ").split()))
     return star

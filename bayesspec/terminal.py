@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -11,12 +13,31 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .exceptions import BayesspecError, BundleError
+from .observation import printable
+
 __all__ = ["print_card", "print_classes", "print_observation", "print_summary", "print_table"]
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
-    """Print to stdout: a table on a terminal; lines of tab-separated values into a file or pipe."""
+    """Print to stdout: a table on a terminal; lines of tab-separated values into a file or pipe.
+
+    Raises:
+        BayesspecError: if stdout is closed or cannot be written, such as a pipe whose reader has gone.
+    """
     lines = [[_text(value) for value in row] for row in rows]
+    if sys.stdout is None:
+        raise BayesspecError("stdout is closed, the results are not printed")
+    try:
+        _write(header, lines, title)
+        sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError):  # what is left in the buffer would be an error again when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise BayesspecError(f"stdout: the results cannot be printed ({error.strerror})") from error
+
+
+def _write(header: Sequence[str], lines: list[list[str]], title: str) -> None:
     if not sys.stdout.isatty():
         sys.stdout.writelines(
             "\t".join(line) + "\n" for line in ([title] if title else [], header, *lines) if line
@@ -46,10 +67,14 @@ def print_summary(rows: Iterable[Any]) -> None:
     print_table(header, lines)
 
 
-def print_classes(classes: Sequence[str], probabilities: Iterable[float]) -> None:
-    """Class probabilities, the largest first; what is below 1 in 1000 is left out."""
+def print_classes(
+    classes: Sequence[str], probabilities: Iterable[float], warnings: Sequence[str] = ()
+) -> None:
+    """Class probabilities, the largest first, with the star's warnings; below 1 in 1000 they are left out."""
     ranked = sorted(zip(probabilities, classes, strict=True), reverse=True)
-    print_table(["class", "probability"], [[name, f"{p:.3f}"] for p, name in ranked if p >= 5e-4])
+    notes = ["; ".join(warnings)] + [""] * (len(ranked) - 1)
+    rows = [[name, f"{p:.3f}", note] for (p, name), note in zip(ranked, notes, strict=True) if p >= 5e-4]
+    print_table(["class", "probability", "note"], rows)
 
 
 def print_observation(star: Any, individual: Any | None) -> None:
@@ -65,52 +90,71 @@ def print_observation(star: Any, individual: Any | None) -> None:
 
 
 def print_card(card: dict[str, Any], path: object) -> None:
-    """What a bundle holds: from its `model.json`."""
+    """What a bundle holds: from its `model.json`.
+
+    Raises:
+        BundleError: if the card is of something else.
+    """
+    try:
+        tables = _card_tables(card, path)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise BundleError(f"{path}: model.json is not the card of a bayesspec model ({cause})") from error
+    for header, rows, title in tables:
+        print_table(header, rows, title=title)
+
+
+def _card_tables(card: dict[str, Any], path: object) -> list[tuple[list[str], list[list[object]], str]]:
     grid, recipe = card["grid"], card.get("recipe", {})
     provenance, metrics = card.get("provenance", {}), card.get("metrics", {})
     kernel = card["architecture"]["noise"]["kernel"]
-    print_table(
-        ["what", "value"],
-        {
-            "model": card["name"],
-            "bundle": path,
-            "made by": f"bayesspec {card['bayesspec']}, {provenance.get('date', 'date unknown')}",
-            "grid": f"{grid['size']} pixels, {grid['start']:g}-{grid['stop']:g} Angstrom, "
-            + ("log-uniform" if grid["log"] else "uniform"),
-            "latents": _latents(card),
-            "noise": f"flow over the {kernel} pixels before"
-            + (", in units of the pipeline's" if "residual" in card["architecture"] else ""),
-            "seed": recipe.get("seed", "unknown"),
-            "trained on": ", ".join(provenance.get("tables", ["unknown"])),
-            "noise of": f"{provenance.get('training_exposures', 'unknown')} exposures",
-            "sha256": card["sha256"],
-        }.items(),
-    )
+    facts = {
+        "model": card["name"],
+        "bundle": path,
+        "made by": f"bayesspec {card['bayesspec']}, {provenance.get('date', 'date unknown')}",
+        "grid": f"{grid['size']} pixels, {grid['start']:g}-{grid['stop']:g} Angstrom, "
+        + ("log-uniform" if grid["log"] else "uniform"),
+        "latents": _latents(card),
+        "noise": f"flow over the {kernel} pixels before"
+        + (", in units of the pipeline's" if "residual" in card["architecture"] else ""),
+        "seed": recipe.get("seed", "unknown"),
+        "trained on": ", ".join(provenance.get("tables", ["unknown"])),
+        "noise of": f"{provenance.get('training_exposures', 'unknown')} exposures",
+        "sha256": card["sha256"],
+    }
     generator, noise = metrics.get("generator", {}), metrics.get("noise", {})
     spectra, tested, loss = (
         provenance.get("training_spectra", {}),
         generator.get("spectra", {}).get("real", {}),
         generator.get("median_loss", {}).get("real", {}),
     )
-    print_table(
-        ["class", "observed", "stacks", "models", "real test spectra", "median loss"],
+    classes = [
         [
-            [
-                name,
-                *(spectra.get(name, {}).get(kind, 0) for kind in ("observed", "stack", "model")),
-                tested.get(name, 0),
-                f"{loss[name]:.2e}" if name in loss else "",
-            ]
-            for name in card["classes"]
-        ],
-        title="Training spectra, and the generator on stars that it has not seen",
-    )
+            name,
+            *(spectra.get(name, {}).get(kind, 0) for kind in ("observed", "stack", "model")),
+            tested.get(name, 0),
+            f"{loss[name]:.2e}" if name in loss else "",
+        ]
+        for name in card["classes"]
+    ]
+    tables = [
+        (["what", "value"], [list(fact) for fact in facts.items()], ""),
+        (
+            ["class", "observed", "stacks", "models", "real test spectra", "median loss"],
+            classes,
+            "Training spectra, and the generator on stars that it has not seen",
+        ),
+    ]
     if noise:
-        print_table(
-            ["model of the noise", "log density per pixel"],
-            [[name.replace("_", " "), f"{v:.4f}"] for name, v in noise["log_density_per_pixel"].items()],
-            title="Noise of epochs that were not seen",
+        densities = noise["log_density_per_pixel"].items()
+        tables.append(
+            (
+                ["model of the noise", "log density per pixel"],
+                [[name.replace("_", " "), f"{v:.4f}"] for name, v in densities],
+                "Noise of epochs that were not seen",
+            )
         )
+    return tables
 
 
 def _latents(card: dict[str, Any]) -> str:
@@ -136,4 +180,4 @@ def _text(value: object) -> str:
         return ", ".join(map(str, value))
     if isinstance(value, dict):
         return ", ".join(f"{key}: {item}" for key, item in value.items())
-    return " ".join(str(value).split())
+    return printable(" ".join(str(value).split()))

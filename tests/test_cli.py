@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import csv
+import os
+import resource
+import shutil
+import signal
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
+from astropy.io import fits
 from astropy.table import Table
 
 from bayesspec.cli import main
+from bayesspec.exceptions import BayesspecError
 from bayesspec.io.products import SUMMARY
 
 COMMANDS = ("denoise", "demo", "info", "train", "evaluate")
@@ -43,6 +49,27 @@ def spectra(tmp_path):
         flux = (wavelength / 6000) ** slope + 0.1 * rng.standard_normal(600)
         np.savetxt(tmp_path / f"{name}.txt", np.column_stack([wavelength, flux, np.full(600, 0.1)]))
     return [tmp_path / f"{name}.txt" for name in ("red", "flat", "blue")]
+
+
+@pytest.fixture
+def process(tmp_path):
+    """Begin a command in a process of its own."""
+    code = "from bayesspec.cli import main; main()"
+
+    def begin(*arguments, stdout=subprocess.PIPE, **options):
+        command = [sys.executable, "-c", code, *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
+        return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, env=environment, **options)
+
+    return begin
+
+
+def one_line(running, status=2) -> str:
+    """What a process says as it ends: a line on stderr."""
+    _, errors = running.communicate(timeout=120)
+    assert running.returncode == status, errors.decode()
+    (line,) = errors.decode().splitlines()
+    return line
 
 
 def summary(folder) -> Table:
@@ -112,6 +139,10 @@ def test_overwriting_needs_the_flag(run, spectra, small_bundle, tmp_path):
         ("denoise",),
         ("denoise", "a.fits", "--exposures", "both"),
         ("denoise", "a.fits", "--batch-size", "0"),
+        ("denoise", "a.fits", "--seed", str(2**70)),
+        ("denoise", "a.fits", "--seed", "-1"),
+        ("demo", "--seed", str(2**32)),
+        ("evaluate", "kang2021", "--library", "a", "--noise", "a", "--seed", str(2**64)),
         ("denoise", "a.fits", "--model", "no such model"),
         ("info", "no such model"),
         ("train", "a.fits", "-o", "out"),
@@ -166,7 +197,7 @@ def test_uncertainty_comes_with_the_products(run, spectra, small_bundle, tmp_pat
     command = ("denoise", spectra[0], "--model", small_bundle)
     assert run(*command, "-o", tmp_path / "mode")[0] == 0
     assert run(*command, "-o", tmp_path / "mean", "--uncertainty")[0] == 0
-    mode, mean = (Table.read(tmp_path / out / "red.denoised.fits", hdu=1) for out in ("mode", "mean"))
+    mode, mean = (Table.read(tmp_path / out / "red.denoised.fits") for out in ("mode", "mean"))
     assert set(mean.colnames) - set(mode.colnames) == {"FLUX_STD"}
     assert (mode.meta["METHOD"], mean.meta["METHOD"]) == ("map", "importance")
 
@@ -220,3 +251,186 @@ def test_version(run):
     from bayesspec import __version__
 
     assert run("--version")[1] == [[f"bayesspec {__version__}"]]
+
+
+class TestOverwriting:
+    """What an earlier run left never passes for what this run found."""
+
+    def test_an_input_that_now_fails_leaves_nothing(self, run, spectra, small_bundle, tmp_path):
+        out = tmp_path / "out"
+        command = ("denoise", *spectra, "-o", out, "--model", small_bundle, "--overwrite")
+        assert run(*command, "--figures")[0] == 0
+        spectra[1].write_text("no spectrum any more")
+        assert run(*command)[0] == 1
+        left = {path.name for path in out.iterdir()}
+        assert left == {SUMMARY, "red.denoised.fits", "blue.denoised.fits"}
+
+    def test_nobody_else_s_file_is_removed(self, run, small_bundle, tmp_path):
+        (out := tmp_path / "out").mkdir()
+        (out / "red.png").write_text("mine")
+        command = ("denoise", tmp_path / "red.txt", "-o", out, "--model", small_bundle, "--overwrite")
+        assert run(*command)[0] == 1
+        assert (out / "red.png").read_text() == "mine"
+
+    def test_a_run_that_made_nothing_does_not_block_its_folder(self, run, spectra, small_bundle, tmp_path):
+        command = ("denoise", spectra[0], "-o", tmp_path / "out", "--model", small_bundle)
+        right = spectra[0].read_text()
+        spectra[0].write_text("")
+        assert run(*command)[0] == 1
+        spectra[0].write_text(right)
+        assert run(*command)[0] == 0
+        assert run(*command)[0] == 2
+
+    def test_a_file_that_is_no_summary_blocks(self, run, spectra, small_bundle, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / SUMMARY).write_text("mine")
+        assert run("denoise", spectra[0], "-o", tmp_path / "out", "--model", small_bundle)[0] == 2
+
+    def test_a_folder_in_the_place_of_a_product(self, run, spectra, small_bundle, tmp_path):
+        (tmp_path / "out" / "flat.denoised.fits").mkdir(parents=True)
+        for more in ((), ("--overwrite",)):
+            command = ("denoise", *spectra, "-o", tmp_path / "out", "--model", small_bundle, *more)
+            status, rows, errors = run(*command)
+            assert (status, rows, len(errors)) == (2, [], 1)
+            assert "flat.denoised.fits: is a folder" in errors[0]
+
+
+def test_names_that_are_not_text(run, spectra, small_bundle, tmp_path):
+    """Bytes that are not UTF-8, line breaks: the run goes on, and everything it leaves can be read."""
+    names = [
+        os.fsdecode(name) for name in (b"st\xe9.txt", b"st\xea.txt", b"two\nlines\r.txt", b"$\\frac.txt")
+    ]
+    for name in names:
+        shutil.copy(spectra[0], tmp_path / name)
+    files, out = [tmp_path / name for name in (*names, "missing \udce9")], tmp_path / "out"
+    status, rows, errors = run("denoise", *files, "-o", out, "--model", small_bundle, "--figures")
+    assert status == 1
+    assert len(errors) == 2
+    table = summary(out)
+    assert list(table["status"]) == ["ok"] * 4 + ["failed"]
+    assert len(set(table["name"])) == len(rows) - 1 == 5
+    for name in table["file"][:4]:
+        assert fits.getheader(out / name)["OBJECT"]
+        assert (out / name).with_name(name.replace(".denoised.fits", ".png")).stat().st_size > 10_000
+
+
+class TestProcesses:
+    """However a run ends: one clear line, the right status, no traceback, and whole files."""
+
+    def test_full_disk(self, process, spectra, small_bundle, tmp_path):
+        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))  # noqa: E731
+        out = tmp_path / "out"
+        running = process("denoise", *spectra, "-o", out, "--model", small_bundle, preexec_fn=limit)
+        assert "red.denoised.fits: cannot be written (File too large)" in one_line(running)
+        assert [path.name for path in out.iterdir()] == [SUMMARY]
+        assert set(summary(out)["status"]) == {"not reached"}
+
+    def test_killed(self, process, spectra, small_bundle, tmp_path):
+        """With -9: the summary knows of all stars but those of the last batch, whose products are whole."""
+        out = tmp_path / "out"
+        files = [shutil.copy(spectra[n % 3], tmp_path / f"{n:03d}.txt") for n in range(400)]
+        running = process("denoise", *files, "-o", out, "--model", small_bundle, "--batch-size", "1")
+        while len(made := list(out.glob("*.denoised.fits"))) < 3:
+            assert running.poll() is None
+            time.sleep(0.02)
+        running.send_signal(signal.SIGKILL)
+        running.communicate()
+        made = {path.name for path in out.glob("*.denoised.fits")}
+        for name in made:
+            fits.getdata(out / name, "SPECTRUM")
+        table = summary(out)
+        assert len(table) == 400
+        known = set(table["file"][table["status"] == "ok"])
+        assert known <= made
+        assert len(made) - len(known) <= 1
+        assert set(table["status"]) == {"ok", "not reached"}
+
+    def test_nobody_reads(self, process, small_bundle):
+        """A pipe whose reader has gone, as behind `| head`."""
+        reading, writing = os.pipe()
+        os.close(reading)
+        running = process("info", small_bundle, stdout=writing)
+        os.close(writing)
+        assert "Broken pipe" in one_line(running)
+
+    def test_stdout_is_closed(self, process, spectra, small_bundle, tmp_path):
+        """The products are there all the same."""
+        out = tmp_path / "out"
+        running = process(
+            *("denoise", spectra[0], "-o", out, "--model", small_bundle), preexec_fn=lambda: os.close(1)
+        )
+        _, errors = running.communicate(timeout=120)
+        done, problem = errors.decode().splitlines()
+        assert running.returncode == 2
+        assert done.startswith("1 of 1 denoised")
+        assert "stdout is closed" in problem
+        assert list(summary(out)["status"]) == ["ok"]
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+    def test_stdout_is_full(self, process, small_bundle):
+        with open("/dev/full", "w") as full:
+            assert "No space left" in one_line(process("info", small_bundle, stdout=full))
+
+    def test_a_terminal_that_knows_ascii_only(self, process, spectra, tmp_path):
+        star = shutil.copy(spectra[0], tmp_path / "étoile.txt")
+        running = process("info", star, env={"PYTHONIOENCODING": "ascii"})
+        output, errors = running.communicate(timeout=120)
+        assert (running.returncode, errors) == (0, b"")
+        assert b"\\xe9toile" in output
+
+
+def test_output_folder_that_goes_away(run, spectra, small_bundle, tmp_path):
+    from bayesspec import load_model
+    from bayesspec.io.products import ProductWriter
+    from bayesspec.pipeline import denoise_files
+
+    writer = ProductWriter(tmp_path / "out", list(map(str, spectra)))
+    outcomes = denoise_files(spectra, writer, load_model(small_bundle), batch_size=1)
+    next(outcomes)
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(BayesspecError, match=r"cannot be written \(No such file or directory\)"):
+        next(outcomes)
+
+
+def test_the_summary_is_there_from_the_start(spectra, small_bundle, tmp_path):
+    """After each batch it says what there is; in no moment is it half a file."""
+    from bayesspec import load_model
+    from bayesspec.io.products import ProductWriter
+    from bayesspec.pipeline import denoise_files
+
+    writer = ProductWriter(tmp_path / "out", list(map(str, spectra)))
+    for done, _ in enumerate(denoise_files(spectra, writer, load_model(small_bundle), batch_size=1)):
+        assert list(summary(tmp_path / "out")["status"]) == ["ok"] * done + ["not reached"] * (3 - done)
+    assert list(summary(tmp_path / "out")["status"]) == ["ok"] * 3
+
+
+@pytest.mark.parametrize("card", ["{}", '{"name": "x"}', "[]"])
+def test_info_of_a_foreign_card(run, tmp_path, card):
+    (tmp_path / "model.json").write_text(card)
+    status, rows, errors = run("info", tmp_path)
+    assert (status, rows, len(errors)) == (2, [], 1)
+    assert str(tmp_path) in errors[0]
+
+
+@pytest.mark.parametrize("part", ["grid", "classes", "architecture", "metrics", "provenance", "recipe"])
+def test_info_of_a_card_with_something_else_in_it(run, small_bundle, tmp_path, part):
+    import json
+
+    card = json.loads((small_bundle / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({**card, part: 5}))
+    status, rows, errors = run("info", tmp_path)
+    assert (status, rows, len(errors)) == (2, [], 1)
+
+
+def test_warnings_are_beside_the_class(run, monkeypatch, spectra, small_bundle, tmp_path):
+    """On a terminal and in a pipe, of a run and of the demonstration."""
+    from bayesspec import terminal
+
+    command = ("denoise", spectra[0], "-o", tmp_path / "out", "--model", small_bundle)
+    _, rows, _ = run(*command)
+    notes = summary(tmp_path / "out")["warnings"][0]
+    assert rows[1][-1] == notes != ""
+    seen = []
+    monkeypatch.setattr(terminal, "print_table", lambda header, rows: seen.extend(rows))
+    terminal.print_classes(("A", "B"), (0.3, 0.7), ("first", "second"))
+    assert seen == [["B", "0.700", "first; second"], ["A", "0.300", ""]]
