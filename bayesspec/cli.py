@@ -325,7 +325,8 @@ def posterior(
 
     A run that was stopped goes on where it was: give the same command again.
 
-    Needs NumPyro: pip install "bayesspec\\[bench]". Slow: minutes a spectrum, nearly all of them Pyro's.
+    Needs NumPyro: pip install "bayesspec-stars\\[bench]". Slow: minutes a spectrum, nearly all of them
+    Pyro's.
 
     [bold]Example[/bold]: bayesspec bench posterior spec-*.fits -o bench.ecsv
     """

@@ -37,7 +37,7 @@ def test_version_is_that_of_the_distribution():
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        installed = version("bayesspec")
+        installed = version("bayesspec-stars")
     except PackageNotFoundError:
-        pytest.skip("bayesspec is not installed, only on the path")
+        pytest.skip("bayesspec-stars is not installed, only on the path")
     assert installed == bayesspec.__version__

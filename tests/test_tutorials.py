@@ -14,7 +14,7 @@ TUTORIALS = sorted((Path(__file__).parents[1] / "tutorials").glob("*.ipynb"))
 
 @pytest.fixture(params=TUTORIALS, ids=lambda path: path.stem)
 def notebook(request):
-    nbformat = pytest.importorskip("nbformat", reason='needs pip install "bayesspec[tutorials]"')
+    nbformat = pytest.importorskip("nbformat", reason='needs pip install "bayesspec-stars[tutorials]"')
     return nbformat.read(request.param, as_version=4)
 
 
@@ -30,7 +30,7 @@ def test_is_kept_without_outputs(notebook):
 @pytest.mark.filterwarnings("default")
 def test_runs(notebook, tmp_path, monkeypatch):
     """No cell raises, and every figure is drawn."""
-    nbclient = pytest.importorskip("nbclient", reason='needs pip install "bayesspec[tutorials]"')
+    nbclient = pytest.importorskip("nbclient", reason='needs pip install "bayesspec-stars[tutorials]"')
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     monkeypatch.setenv("PYTHONPATH", str(Path(bayesspec.__file__).parents[1]), prepend=os.pathsep)
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()

@@ -38,7 +38,7 @@ def _libraries() -> tuple[ModuleType, ModuleType]:
         from skimage import restoration
     except ImportError as error:
         raise BayesspecError(
-            f'wavelet shrinkage needs {error.name}: pip install "bayesspec[baselines]"'
+            f'wavelet shrinkage needs {error.name}: pip install "bayesspec-stars[baselines]"'
         ) from error
     return restoration, pywt
 

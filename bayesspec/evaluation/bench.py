@@ -192,7 +192,7 @@ def _numpyro(
         import numpyro
         import numpyro.distributions as dist
     except ModuleNotFoundError as error:
-        raise BayesspecError('the benchmark needs NumPyro: pip install "bayesspec[bench]"') from error
+        raise BayesspecError('the benchmark needs NumPyro: pip install "bayesspec-stars[bench]"') from error
     from .jax_density import jax_log_density
 
     density = jax_log_density(model)

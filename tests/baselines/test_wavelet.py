@@ -77,4 +77,4 @@ def test_the_extra_is_named_where_it_is_missing():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(BayesspecError.__name__)
-    assert 'pip install "bayesspec[baselines]"' in done.stdout
+    assert 'pip install "bayesspec-stars[baselines]"' in done.stdout
