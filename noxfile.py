@@ -45,9 +45,9 @@ def tutorials(session: nox.Session) -> None:
 @nox.session(python="3.11", venv_backend="uv")
 def lowest(session: nox.Session) -> None:
     """The tests with the lowest versions that pyproject.toml names."""
-    # Compiled at once, as pip does it: old packages warn when they are, which in a test is an error.
-    session.install("--resolution", "lowest-direct", "--compile-bytecode", ".[test]")
-    session.run("pytest", *session.posargs)
+    session.install("--resolution", "lowest-direct", ".[test]")
+    # What these old packages import is the newest there is, of which they use what is deprecated now.
+    session.run("pytest", "-W", "default::DeprecationWarning", *session.posargs)
 
 
 @nox.session
