@@ -22,7 +22,7 @@ from .distributions import LatentPrior
 from .exceptions import BundleError
 from .grid import WavelengthGrid
 from .model import StellarModel
-from .nn import Encoder, Generator, NoiseNetwork, ResidualTerm, RobustNoiseNetwork
+from .nn import Encoder, Generator, NoiseNetwork, Passage, ResidualTerm, RobustNoiseNetwork
 from .runtime import own_state
 
 __all__ = ["load_model", "read_card", "save_model", "seal", "settings_hash", "shipped"]
@@ -132,6 +132,7 @@ def save_model(
     parts = {"encoder": model.encoder, "generator": model.generator, "noise": model.noise}
     parts |= {} if model.residual is None else {"residual": model.residual}
     parts |= {"prior": model.prior} if model.prior.config["neighbours"] else {}
+    parts |= {} if model.passage is None else {"passage": model.passage}
     full = {
         "name": path.name,
         **card,
@@ -244,6 +245,7 @@ def _model(card: dict[str, Any], weights: bytes, path: Path) -> StellarModel:
             networks["noise"],
             card,
             networks.get("residual"),
+            networks.get("passage"),
         )
         model.load_state_dict(tensors)
     except (
@@ -266,6 +268,8 @@ def _networks(card: dict[str, Any]) -> dict[str, nn.Module]:
     makers: dict[str, Any] = {"encoder": Encoder, "generator": Generator, "noise": NoiseNetwork}
     if architecture.get("residual") is not None:
         makers |= {"noise": RobustNoiseNetwork, "residual": ResidualTerm}
+    if architecture.get("passage") is not None:
+        makers |= {"passage": Passage}
     return {name: make(**architecture[name]) for name, make in makers.items()}
 
 

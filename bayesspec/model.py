@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .distributions import LatentPrior, NoiseFlow, RobustNoiseFlow
 from .exceptions import BayesspecError
 from .grid import WavelengthGrid
-from .nn import Encoder, Generator, NoiseNetwork, ResidualTerm, RobustNoiseNetwork
+from .nn import Encoder, Generator, NoiseNetwork, Passage, ResidualTerm, RobustNoiseNetwork
 from .noise_level import fill_ivar
 from .observation import ObservationBatch
 
@@ -58,6 +58,7 @@ class StellarModel(nn.Module):
         prior: p(z | C).
         noise: Conditioner of the noise flow; with a residual term one that knows the inverse variance.
         residual: B, m, Lambda and tau, or None.
+        passage: What happens to the light on its way, or None for nothing.
         card: What is known about the bundle: name, provenance, recipe, metrics.
 
     Example:
@@ -82,21 +83,23 @@ class StellarModel(nn.Module):
         noise: NoiseNetwork | RobustNoiseNetwork,
         card: dict[str, Any] | None = None,
         residual: ResidualTerm | None = None,
+        passage: Passage | None = None,
     ) -> None:
         super().__init__()
         if (residual is None) != isinstance(noise, NoiseNetwork):
             raise ValueError("a residual term goes with a RobustNoiseNetwork, and the one with the other")
         self.grid, self.classes, self.card = grid, tuple(classes), dict(card or {})
         self.encoder, self.generator, self.prior, self.noise = encoder, generator, prior, noise
-        self.residual = residual
+        self.residual, self.passage = residual, passage
         self.register_buffer("class_logits", torch.zeros(len(self.classes)), persistent=False)
         self.requires_grad_(False)
 
     def forward(self, batch: ObservationBatch) -> Tensor:
         """The Pyro model of N stars with E exposures; returns the spectra without e, (N, 1, D).
 
-        Sites: `C` (N, 1), `z` (N, 1, L), `w` (N, 1, R) with a residual term, `log_scale` (F,) for the F
-        exposures of the batch whose scale is free, `y` (N, E, D).
+        Sites: `C` (N, 1), `z` (N, 1, L), `x` (N, 1, P), of velocity and throughput, with a passage, `w`
+        (N, 1, R) with a residual term, `log_scale` (F,) for the F exposures of the batch whose scale is free,
+        `y` (N, E, D).
         """
         scale, device = self.exposure_scale(batch), batch.flux.device
         with pyro.plate("star", len(batch), dim=-2, device=device):
@@ -104,6 +107,9 @@ class StellarModel(nn.Module):
                 "C", dist.Categorical(logits=self.class_logits), infer={"enumerate": "parallel"}
             )  # eq. (6)
             latents = pyro.sample("z", self.prior(klass))  # eq. (5)
+            if self.passage is not None:
+                x = pyro.sample("x", self.passage.prior().to_event(1))
+                latents = torch.cat([latents, x.expand(*latents.shape[:-1], -1)], dim=-1)
             if self.residual is not None:
                 unit = dist.Normal(scale.new_zeros(()), 1.0).expand([self.residual_dim]).to_event(1)
                 w = pyro.sample("w", unit)
@@ -114,24 +120,42 @@ class StellarModel(nn.Module):
         return s
 
     def spectrum(self, latents: Tensor) -> Tensor:
-        """G(z), and the residual term if there is one: spectra (..., D) of latents (..., L + R)."""
-        if self.residual is None:
-            return self.generator(latents)
-        z, w = self.split(latents)
-        return self.generator(z) + self.residual(z, w)
+        """Spectra (..., D), without e, of latents (..., L + P + R), as they reach us."""
+        z, x, w = self.parts(latents)
+        rest = self._at_rest(z, w)
+        return rest if self.passage is None else self.passage(rest, x)
+
+    def rest_spectrum(self, latents: Tensor) -> Tensor:
+        """The same of a star at rest, its light as the library's: G(z), and the residual term."""
+        z, _, w = self.parts(latents)
+        return self._at_rest(z, w)
+
+    def _at_rest(self, z: Tensor, w: Tensor) -> Tensor:
+        generated = self.generator(z)
+        return generated if self.residual is None else generated + self.residual(z, w)
 
     def jacobian(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """The spectrum, (..., D), and its derivatives, (..., D, L + R), at latents (..., L + R)."""
-        if self.residual is None:
-            return self.generator.jacobian(latents)
-        z, w = self.split(latents)
-        generated, by_z = self.generator.jacobian(z)
-        by_z = by_z + self.residual.jacobian_z(z, w)
-        return generated + self.residual(z, w), torch.cat([by_z, self.residual.jacobian(z, w)], dim=-1)
+        """The spectrum, (..., D), and its derivatives, (..., D, L + P + R), at latents (..., L + P + R)."""
+        z, x, w = self.parts(latents)
+        spectrum, by_z = self.generator.jacobian(z)
+        by_rest = by_z
+        if self.residual is not None:
+            spectrum = spectrum + self.residual(z, w)
+            by_rest = torch.cat([by_z + self.residual.jacobian_z(z, w), self.residual.jacobian(z, w)], -1)
+        if self.passage is None:
+            return spectrum, by_rest
+        spectrum, by_x, by_rest = self.passage.jacobian(spectrum, by_rest, x)
+        by_z, by_w = by_rest.split([self.latent_dim, self.residual_dim], dim=-1)
+        return spectrum, torch.cat([by_z, by_x, by_w], dim=-1)
+
+    def parts(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (..., L + P + R) as z (..., L), x (..., P) and w (..., R)."""
+        z, x, w = latents.tensor_split((self.latent_dim, self.lead_dim), dim=-1)
+        return z, x, w
 
     def split(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents (..., L + R) as z (..., L) and w (..., R)."""
-        return latents[..., : self.latent_dim], latents[..., self.latent_dim :]
+        """Latents (..., L + P + R) as z and x together (..., L + P) and w (..., R)."""
+        return latents[..., : self.lead_dim], latents[..., self.lead_dim :]
 
     def likelihood(
         self, latents: Tensor, spectrum: Tensor, scale: Tensor, batch: ObservationBatch
@@ -139,7 +163,7 @@ class StellarModel(nn.Module):
         """The distribution of y given latents (..., N, 1, L + R) and their spectra, e summed out.
 
         Arguments:
-            latents: What the discrepancy's size depends on.
+            latents: What the discrepancy's size depends on, (..., N, 1, L + P + R).
             spectrum: `spectrum(latents)`, (..., N, 1, D).
             scale: Of every exposure, (..., N, E).
             batch: N stars; with a residual term one whose ivar is known, see `with_noise_level`.
@@ -153,9 +177,15 @@ class StellarModel(nn.Module):
         ivar = torch.where(observed, batch.ivar, 0.0) * scale[..., None].square()
         known = torch.where(ivar > 0, ivar, 1.0)
         share = torch.where(ivar > 0, ivar.sum(-2, keepdim=True) / known, 1.0)
-        discrepancy = self.residual.discrepancy(*self.split(latents)) * share.sqrt()
+        discrepancy = self.discrepancy(latents) * share.sqrt()
         noise_std = torch.where(observed, batch.ivar, 1.0).rsqrt()
         return RobustNoiseFlow(spectrum, self.noise, noise_std, scale, discrepancy, observed)
+
+    def discrepancy(self, latents: Tensor) -> Tensor:
+        """Standard deviation of e in each pixel, (..., D), at latents (..., L + P + R)."""
+        z, x, w = self.parts(latents)
+        found = self.residual.discrepancy(z, w)
+        return found if self.passage is None else found * self.passage.throughput(x)
 
     def exposure_scale(self, batch: ObservationBatch) -> Tensor:
         """The scale of every exposure, (N, E): sampled where it is free, 1 where it is known."""
@@ -174,9 +204,11 @@ class StellarModel(nn.Module):
         return flow.log_prob(batch.flux).sum(-1)
 
     def log_joint_classes(self, latents: Tensor) -> Tensor:
-        """log p(C) + log p(z | C) + log p(w) of latents (N, L + R) for every class, (N, K)."""
-        z, w = self.split(latents)
+        """log p(C) + log p(z | C) + log p(x) + log p(w) of latents (N, L + P + R) for every class, (N, K)."""
+        z, x, w = self.parts(latents)
         by_class = self.class_logits.log_softmax(-1) + self.prior.log_prob_all(z)
+        if self.passage is not None:
+            by_class = by_class + self.passage.log_prob(x)[..., None]
         if self.residual is None:
             return by_class
         unit = torch.distributions.Normal(w.new_zeros(()), 1.0, validate_args=False)
@@ -223,6 +255,11 @@ class StellarModel(nn.Module):
     def latent_dim(self) -> int:
         """L, of z."""
         return self.generator.latent_dim
+
+    @property
+    def lead_dim(self) -> int:
+        """L + P, of z and of x; P = 0 without a passage."""
+        return self.latent_dim + (0 if self.passage is None else self.passage.dim)
 
     @property
     def residual_dim(self) -> int:

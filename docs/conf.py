@@ -141,6 +141,23 @@ def _results_page(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def _changed_stars(app):
+    """Stars that move, are reddened or miscalibrated: the default model beside the version before."""
+    source = Path(app.srcdir)
+    table = Table.read(source / "results" / "changed-stars.ecsv")
+    lines = [
+        "| the star | spectra | median loss before | now | class right before | now |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in table:
+        losses = " | ".join(f"{row[name]:.1e}" for name in ("loss_before", "loss"))
+        shares = " | ".join(f"{row[name]:.0%}" for name in ("class_before", "class"))
+        lines.append(f"| {row['star']} | {row['spectra']} | {losses} | {shares} |")
+    page, text = source / "_generated" / "changed-stars.md", "\n".join(lines) + "\n"
+    if not page.exists() or page.read_text() != text:
+        page.write_text(text)
+
+
 RESULTS = {
     "plain": "Complete spectra",
     "interval": "An interval of 100 to 1000 pixels removed",
@@ -149,6 +166,9 @@ RESULTS = {
     "sky": "Sky lines and cosmic rays",
     "hits": "A single pixel, in units of the mean flux",
     "arms": "Red arm off by 5 to 20 %",
+    "moving": "Moving stars",
+    "dust": "Stars behind dust",
+    "calibration": "Smooth errors of flux calibration",
     "visits": "Two to six exposures",
 }
 """Sets of the benchmark whose losses are printed class by class."""
@@ -157,4 +177,5 @@ RESULTS = {
 def setup(app):
     app.connect("builder-inited", _cards)
     app.connect("builder-inited", _results)
+    app.connect("builder-inited", _changed_stars)
     app.connect("autodoc-process-docstring", _escape_absolute_values)

@@ -190,12 +190,13 @@ def toy_batch(toy_model):
 
 @pytest.fixture(scope="session")
 def toy_stellar(toy_model):
-    """The toy model with a residual term of four smooth patterns and noise that knows the ivar."""
+    """The toy model with a residual term of four smooth patterns, a passage, noise that knows the ivar."""
     import torch
 
     from bayesspec.model import StellarModel
     from bayesspec.nn import RobustNoiseNetwork
     from bayesspec.runtime import seeded
+    from bayesspec.training.passage import PassageRecipe, make_passage
 
     with seeded(7):
         noise = RobustNoiseNetwork(pixels=96, kernel=3, channels=8, hidden=4, components=3)
@@ -205,8 +206,10 @@ def toy_stellar(toy_model):
         residual.offset.normal_(std=0.1)
         residual.slope.normal_(std=0.03)
         residual.log_bands.normal_(std=0.3)
+    recipe = PassageRecipe(velocity=500.0, dust=0.03, arms=0.02, calibration=0.02, modes=1)
+    passage = make_passage(toy_model.grid, recipe)  # of which a pixel is 2,600 km/s wide
     parts = toy_model.encoder, toy_model.generator, toy_model.prior, noise, {"name": "toy stellar"}
-    return StellarModel(toy_model.grid, toy_model.classes, *parts, residual=residual)
+    return StellarModel(toy_model.grid, toy_model.classes, *parts, residual=residual, passage=passage)
 
 
 @pytest.fixture(scope="session")
@@ -290,9 +293,10 @@ def _drawn_stars(model, seed):
     noise_std = torch.tensor([0.05, 0.08, 0.04])[:, None] * torch.linspace(1.5, 0.8, size)
     with seeded(seed):
         z = model.prior(torch.arange(n) % 3).sample()
-        w = torch.randn(n, model.residual_dim, dtype=z.dtype)
-        s = model.spectrum(torch.cat([z, w], -1))
-        star = s + model.residual.discrepancy(z, w) * torch.randn_like(s)
+        x = z.new_zeros(n, 0) if model.passage is None else model.passage.prior().sample((n,)).to(z)
+        latents = torch.cat([z, x, torch.randn(n, model.residual_dim, dtype=z.dtype)], -1)
+        s = model.spectrum(latents)
+        star = s + model.discrepancy(latents) * torch.randn_like(s)
         flow = RobustNoiseFlow(star[:, None], model.noise, noise_std.to(z), observed=~mask)
         flux = flow.sample().numpy()
     free = (~mask).double().mean(-1) < 0.98

@@ -23,18 +23,21 @@ from bayesspec.observation import ObservationBatch
 
 
 def values(model, batch, seed=0):
-    """Some point of the model's space: latents (N, L + R), log scales (N, E)."""
+    """Some point of the model's space: latents (N, L + P + R), log scales (N, E)."""
     rng = torch.Generator().manual_seed(seed)
     klass = torch.arange(len(batch)) % len(model.classes)
     z = model.prior.centres[klass, 0] + 0.1 * torch.randn(len(batch), model.latent_dim, generator=rng)
     w = torch.randn(len(batch), model.residual_dim, generator=rng)
     log_scale = torch.where(batch.free_scale, 0.3 * torch.randn(batch.flux.shape[:2], generator=rng), 0.0)
-    return torch.cat([z, w.to(z)], dim=-1), log_scale.to(z)
+    x = z.new_zeros(len(z), 0)
+    if model.passage is not None:
+        x = 0.5 * torch.randn(len(z), model.passage.dim, generator=rng)
+    return torch.cat([z, x.to(z), w.to(z)], dim=-1), log_scale.to(z)
 
 
 def conditioned(model, batch, latents, log_scale, **more):
-    z, w = model.split(latents[:, None])
-    data = {"z": z, "w": w, "log_scale": log_scale[tuple(batch.free_index)], **more}
+    z, x, w = model.parts(latents[:, None])
+    data = {"z": z, "x": x, "w": w, "log_scale": log_scale[tuple(batch.free_index)], **more}
     return poutine.condition(model, data)
 
 
@@ -60,10 +63,11 @@ def test_direct_density_is_the_trace(toy_stellar, toy_stellar_batch, classes):
 
 
 def test_size_and_patterns_are_standard_normal(toy_stellar, toy_stellar_batch):
-    """What the classes' densities of latents have beyond those of z is the density of h and w."""
+    """What the classes' densities of latents have beyond those of z is the density of x, and of h and w."""
     latents, _ = values(toy_stellar, toy_stellar_batch)
-    z, w = toy_stellar.split(latents)
+    z, x, w = toy_stellar.parts(latents)
     beyond = toy_stellar.log_joint_classes(latents) - toy_stellar.prior.log_prob_all(z) + math.log(3)
+    beyond = beyond - toy_stellar.passage.log_prob(x)[:, None]
     unit = -0.5 * w.square().sum(-1) - 0.5 * w.shape[-1] * math.log(2 * math.pi)
     torch.testing.assert_close(beyond, unit[:, None].expand(-1, 3), rtol=1e-4, atol=1e-4)
 
@@ -264,8 +268,8 @@ def test_runs_on_a_device_without_a_cpu_tensor_in_the_way(toy_stellar, toy_stell
     free = log_scale.flatten()[: batch.free_index.shape[1]]
     with only_meta(), pyro.validation_enabled(False):
         direct, klass = log_joint(model, batch, latents, log_scale)
-        z, w = model.split(latents[:, None])
-        data = {"C": klass[:, None], "z": z, "w": w, "log_scale": free}
+        z, x, w = model.parts(latents[:, None])
+        data = {"C": klass[:, None], "z": z, "x": x, "w": w, "log_scale": free}
         density = poutine.trace(poutine.condition(model, data)).get_trace(batch).log_prob_sum()
         (gradient,) = torch.autograd.grad(density + direct.sum(), latents)
     assert direct.shape == (len(batch),)

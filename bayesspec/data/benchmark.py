@@ -36,6 +36,9 @@ class BenchmarkRecipe:
         random_gap: Least and most pixels of a random interval, likewise.
         levels: DER_SNR to reach.
         high_snr: S/N of the set that asks whether good spectra are made worse.
+        velocities: Of moving stars, km/s.
+        ebv: Of stars behind dust, magnitudes.
+        calibration: Root mean square of smooth flux-calibration errors, in log flux.
         hits: Heights of a single pixel, in units of the star's mean |flux|; 0 is the same without a hit.
         seed: Of everything random.
 
@@ -50,6 +53,9 @@ class BenchmarkRecipe:
     random_gap: tuple[int, int] = (100, 1000)
     levels: tuple[float, ...] = (2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0)
     high_snr: tuple[float, ...] = (30.0, 60.0, 100.0)
+    velocities: tuple[float, ...] = (0.0, 150.0, -300.0, 500.0)
+    ebv: tuple[float, ...] = (0.0, 0.3, 1.0)
+    calibration: tuple[float, ...] = (0.0, 0.05, 0.15)
     hits: tuple[float, ...] = (0.0, 10.0, 1e2, 1e3, 1e4, 1e5)
     seed: int = 2021
 
@@ -246,14 +252,20 @@ def _build(
     def stacked(name: str, value: float | bool | str) -> NDArray:
         return np.stack([pad_exposures(getattr(part, name), depth, value) for part in parts])
 
+    factor = np.stack([np.broadcast_to(part.factor, grid.size) for part in parts])
+    truths = [part.truth or Truth(stars.flux[n], stars.mask[n]) for n, part in zip(rows, parts, strict=True)]
+    truth_mask = np.stack([truth.mask for truth in truths])
+    truth = np.where(truth_mask, 0.0, np.stack([truth.flux for truth in truths]))
     mask = stacked("mask", True)
     complete = (~stars.mask).mean(-1) >= FULL_COVERAGE
     return BenchmarkSet(
         name,
         grid,
-        stars.flux[rows],
-        np.where(stars.believable[:, None], stars.ivar, 0)[rows].astype(np.float32),
-        stars.mask[rows],
+        (truth * factor).astype(np.float32),
+        (np.where(stars.believable[rows, None] & ~truth_mask, stars.ivar[rows], 0) / factor**2).astype(
+            np.float32
+        ),
+        truth_mask,
         stars.klass[rows],
         stars.star[rows],
         stars.kind[rows],

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 # A formula that imports nothing of this package.
 from bayesspec.evaluation.der_snr import der_snr
 from bayesspec.grid import WavelengthGrid
 from bayesspec.observation import FULL_COVERAGE
+from bayesspec.physics.doppler import Shift
+from bayesspec.physics.throughput import calibration_modes, extinction_mode
 
 from .injection import cosmic_rays, sky_residuals
 
@@ -35,12 +38,18 @@ class Truth(NamedTuple):
 
 
 class Exposures(NamedTuple):
-    """E noisy exposures of it: flux, ivar and mask, each (E, D), and the E nights of their noise."""
+    """E noisy exposures of it: flux, ivar and mask, each (E, D), and the E nights of their noise.
+
+    `truth` is the star if it is another than the library's, since it moves; `factor`, (D,), what dust and
+    flux calibration make of it: its light times this is what is to be found.
+    """
 
     flux: NDArray
     ivar: NDArray
     mask: NDArray
     epoch: NDArray
+    truth: Truth | None = None
+    factor: NDArray | float = 1.0
 
     def without(self, removed: NDArray) -> Exposures:
         """The same with pixels (D,) removed."""
@@ -129,6 +138,43 @@ def _hits(
         yield exposure._replace(flux=exposure.flux + hit), {"height": height, "hit_pixel": pixel}
 
 
+def _moving(
+    truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, recipe: BenchmarkRecipe
+) -> Iterator[Noisy]:
+    exposure = expose(1)
+    for velocity in recipe.velocities:
+        shift = Shift(torch.tensor(velocity, dtype=torch.float64), grid)
+        flux = shift.apply(torch.as_tensor(truth.flux, dtype=torch.float64)).numpy()
+        moved = Truth(flux, shift.lacks(torch.as_tensor(truth.mask)).numpy())
+        part = exposure._replace(flux=exposure.flux + (flux - truth.flux), truth=moved)
+        yield part.without(moved.mask), {"velocity": velocity}
+
+
+def _dust(
+    truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, recipe: BenchmarkRecipe
+) -> Iterator[Noisy]:
+    exposure = expose(1)
+    for ebv in recipe.ebv:
+        yield _dimmed(exposure, truth, np.exp(ebv * extinction_mode(grid))), {"ebv": ebv}
+
+
+def _calibration(
+    truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, recipe: BenchmarkRecipe
+) -> Iterator[Noisy]:
+    """Off by a smooth factor, of as much root mean square in its logarithm."""
+    exposure = expose(1)
+    modes = calibration_modes(grid, 4)
+    mixed = rng.standard_normal(len(modes)) @ modes
+    for level in recipe.calibration:
+        error = mixed * level / np.sqrt(np.mean(mixed**2))
+        yield _dimmed(exposure, truth, np.exp(error)), {"calibration_error": level}
+
+
+def _dimmed(exposure: Exposures, truth: Truth, factor: NDArray) -> Exposures:
+    """The star's light times a factor, and the noise as it was."""
+    return exposure._replace(flux=exposure.flux + (factor - 1) * truth.flux, factor=factor)
+
+
 def _arms(
     truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, recipe: BenchmarkRecipe
 ) -> Iterator[Noisy]:
@@ -136,7 +182,7 @@ def _arms(
     factor = 1 + rng.choice([-1, 1]) * rng.uniform(0.05, 0.20)
     scale = np.where(grid.wavelength > ARM_BORDER, factor, 1.0)
     yield (
-        exposure._replace(flux=exposure.flux * scale, ivar=exposure.ivar / scale**2),
+        exposure._replace(flux=exposure.flux * scale, ivar=exposure.ivar / scale**2, factor=scale),
         {"red_factor": float(factor)},
     )
 
@@ -211,11 +257,14 @@ SETS: dict[str, tuple[Builder, bool]] = {
     "sky": (_sky, False),
     "hits": (_hits, True),
     "arms": (_arms, False),
+    "moving": (_moving, True),
+    "dust": (_dust, True),
+    "calibration": (_calibration, True),
     "visits": (_visits, False),
     "high_snr": (_high_snr, True),
     "one_arm": (_one_arm, True),
 }
 """What is done to a clean spectrum, and whether each star is taken under several conditions."""
 
-UNKNOWN_SCALE = ("hits", "one_arm")
-"""Sets in which nobody is told that the truth's mean |flux| is 1: what the spectrum itself says is wrong."""
+UNKNOWN_SCALE = ("hits", "one_arm", "moving", "dust", "calibration", "arms")
+"""Sets in which nobody is told the scale of the truth, as what the spectrum itself says of it is wrong."""

@@ -48,13 +48,17 @@ def variants(model: StellarModel, paper: StellarModel) -> dict[str, StellarModel
     latents = StellarModel(
         model.grid, model.classes, model.encoder, model.generator, model.prior, paper.noise, {"name": "L"}
     )
+    still = copy.copy(model)
+    still._modules = {name: part for name, part in model._modules.items() if name != "passage"}
+    still._modules["passage"] = None
     return {
         f"{paper.name}: L = {paper.latent_dim}": paper,
         f"L = {model.latent_dim}": latents,
-        "+ robust noise with ivar": _without(model, "basis", "discrepancy", "size"),
-        "+ discrepancy e": _without(model, "basis", "size"),
-        "+ residual term B w": _without(model, "size"),
-        f"+ size h: {model.name}": model,
+        "+ robust noise with ivar": _without(still, "basis", "discrepancy", "size"),
+        "+ discrepancy e": _without(still, "basis", "size"),
+        "+ residual term B w": _without(still, "size"),
+        "+ size h": still,
+        f"+ velocity, dust, calibration: {model.name}": model,
     }
 
 

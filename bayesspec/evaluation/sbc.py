@@ -33,7 +33,7 @@ class Truth(NamedTuple):
     """What a simulated star was made of."""
 
     z: Tensor
-    """(N, L + R): z, and after it w if the model has a residual term."""
+    """(N, L + P + R): z, and after it x and w if the model has them."""
     log_scale: Tensor
     """(N, E), 0 where known."""
 
@@ -78,8 +78,11 @@ def simulate(
         if truth is None:
             klass = torch.distributions.Categorical(logits=model.class_logits).sample((len(mask),))
             scale = SCALE_WIDTH * torch.randn(mask.shape[:2], device=device)
-            z, w = model.prior(klass).sample(), torch.randn(len(mask), model.residual_dim, device=device)
-            truth = Truth(torch.cat([z, w], dim=-1), torch.where(batch.free_scale, scale, 0.0))
+            parts = [model.prior(klass).sample()]
+            if model.passage is not None:
+                parts.append(model.passage.prior().sample((len(mask),)))
+            parts.append(torch.randn(len(mask), model.residual_dim, device=device))
+            truth = Truth(torch.cat(parts, dim=-1), torch.where(batch.free_scale, scale, 0.0))
         latents = truth.z[:, None]
         flow = model.likelihood(latents, model.spectrum(latents), truth.log_scale.exp(), batch)
         flux = torch.where(batch.mask, 0.0, flow.expand(mask.shape[:2]).sample())
@@ -182,9 +185,10 @@ def _quantities(
 
 def _by_name(model: StellarModel, latents: Tensor) -> dict[str, Tensor]:
     """Every latent, of the residual term the size and the first patterns."""
-    z, w = model.split(latents)
-    names = [f"z{d + 1}" for d in range(z.shape[1])] + ["h", *(f"w{k + 1}" for k in range(PATTERNS))]
-    return dict(zip(names, torch.cat([z, w], dim=-1).unbind(-1), strict=False))
+    names = [f"z{d + 1}" for d in range(model.latent_dim)]
+    names += [] if model.passage is None else model.passage.names
+    names += ["h", *(f"w{k + 1}" for k in range(PATTERNS))]
+    return dict(zip(names, latents.unbind(-1), strict=False))
 
 
 def _rank(draws: NDArray, true: float, weight: NDArray, share: float) -> float:

@@ -112,6 +112,8 @@ class ArvizInput:
         warmup_stats: The same of its warm-up, each (C, W).
         attrs: What to know about the posterior: model, method, star.
         w: Latents of the residual term, (C, T, R), of a model that has one.
+        x: Velocity and throughput, (C, T, P), of a model that has a passage.
+        passage: Their names.
     """
 
     z: NDArray
@@ -130,12 +132,14 @@ class ArvizInput:
     warmup_stats: Mapping[str, NDArray] = field(default_factory=dict)
     attrs: Mapping[str, Any] = field(default_factory=dict)
     w: NDArray | None = None
+    x: NDArray | None = None
+    passage: Sequence[str] = ()
 
 
 def to_arviz(star: ArvizInput) -> InferenceData | DataTree:
     """ArviZ's container: an `InferenceData` of ArviZ 0.x, an `xarray.DataTree` of ArviZ 1.x.
 
-    Groups: `posterior` (z, w of a residual term, log_scale of the free exposures), `sample_stats` and
+    Groups: `posterior` (z, passage, w of a residual term, log_scale of free exposures), `sample_stats` and
     `warmup_sample_stats` where the sampler has any, `log_likelihood`, `observed_data`,
     `posterior_predictive` of every `thin`-th draw, `predictions` from the same draws (class_probability,
     p(C | z), and flux, the clean spectrum with its gaps filled), `constant_data` (the exposures on the grid,
@@ -164,6 +168,9 @@ def to_arviz(star: ArvizInput) -> InferenceData | DataTree:
 
     posterior = {"z": (("chain", "draw", "latent"), star.z)}
     scales = {}
+    if star.x is not None and star.x.shape[-1]:
+        posterior["passage"] = (("chain", "draw", "effect"), star.x)
+        scales["effect"] = np.array(star.passage, dtype=str)
     if star.w is not None and star.w.shape[-1]:
         posterior["w"] = (("chain", "draw", "component"), star.w)
         scales["component"] = np.arange(star.w.shape[-1])

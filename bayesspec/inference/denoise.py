@@ -21,7 +21,6 @@ from .arguments import LARGEST_SEED, check_options, check_usable, check_whole, r
 from .draws import Draws
 from .handover import importance_or_nuts
 from .importance import importance_draws
-from .jumps import with_arms_apart
 from .level import infer_noise_level
 from .map import map_estimate
 from .newton import newton_estimate
@@ -141,14 +140,13 @@ def denoise(
             batch = ObservationBatch.from_observations(
                 chunk, network.grid, device=device, dtype=torch.float32
             )
-            batch = with_arms_apart(network, infer_noise_level(network, batch, scan), scan)
+            batch = infer_noise_level(network, batch, scan)
             if method == "map":
                 estimate = ENGINES[engine](network, batch, scan=scan, **options)
                 parts.append(point_columns(network, batch, estimate, rarity))
             else:
                 draws.append(METHODS[method](network, batch, seed=seed, scan=scan, **options))
                 parts.append(posterior_columns(network, batch, draws[-1], rarity))
-            _note_arms(parts[-1], chunk)
             report(first + len(chunk), len(chunk))
 
     result = Result(
@@ -199,17 +197,6 @@ def _keywords_of(method: str, engine: str) -> tuple[Any, ...]:
     if method == "map":
         return (ENGINES[engine],)
     return (METHODS[method], importance_draws) if method == "importance" else (METHODS[method],)
-
-
-def _note_arms(columns: dict[str, Any], stars: list[Observation]) -> None:
-    """Say so where one exposure was taken for two, see `with_arms_apart`."""
-    several = (~columns["observed_mask"]).any(-1).sum(-1) > 1
-    for n in np.flatnonzero(several & np.array([len(star) == 1 for star in stars])):
-        blue, red = columns["scale"][n, :2]
-        note = (
-            f"arms do not join: beside the blue one the red one is {red / blue:.2f} times what it should be"
-        )
-        columns["warnings"][n] = (*columns["warnings"][n], note)
 
 
 def _usable(

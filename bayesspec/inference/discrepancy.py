@@ -83,8 +83,8 @@ def discrepancy_posterior(
         return None
     latents = latents[:, None]
     flow = model.likelihood(latents, model.spectrum(latents), scale, batch)
-    z, hw = model.split(latents[:, 0])
-    tau, shares = model.residual.discrepancy(z, hw), model.residual.shares(z).movedim(-2, 0)
+    z, _, _ = model.parts(latents[:, 0])
+    tau, shares = model.discrepancy(latents[:, 0]), model.residual.shares(z).movedim(-2, 0)
 
     found = _given(flow.noise_given(batch.flux, WIDTHS), tau, shares)
     return _given(flow.noise_given(batch.flux, WIDTHS, found.mean[:, None]), tau, shares)

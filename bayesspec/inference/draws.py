@@ -21,6 +21,7 @@ class Draws:
         log_scale: Log scale of every exposure, (N, chains, draws, E); 0 where the scale is known.
         log_weight: Normalised log weights, (N, chains, draws), for importance sampling; None where draws are
             equally probable.
+        x: Latents of velocity and throughput, (N, chains, draws, P); P = 0 for a model without a passage.
         w: Latents of the residual term, (N, chains, draws, R); R = 0 for a model without.
         log_density: log p(y, z, w) at every draw, (N, chains, draws).
         log_evidence: log p(y), (N,); None where the engine does not give it.
@@ -34,6 +35,7 @@ class Draws:
 
     z: NDArray[np.float32]
     log_scale: NDArray[np.float32]
+    x: NDArray[np.float32]
     w: NDArray[np.float32]
     log_weight: NDArray[np.float64] | None
     log_density: NDArray[np.float64]
@@ -61,8 +63,8 @@ class Draws:
 
     @property
     def latents(self) -> NDArray[np.float32]:
-        """z and after it w, (N, chains, draws, L + R)."""
-        return np.concatenate([self.z, self.w], axis=-1)
+        """z and after it x and w, (N, chains, draws, L + P + R)."""
+        return np.concatenate([self.z, self.x, self.w], axis=-1)
 
     def __len__(self) -> int:
         return len(self.z)
@@ -73,6 +75,7 @@ class Draws:
             self,
             z=self.z[rows],
             log_scale=self.log_scale[rows],
+            x=self.x[rows],
             w=self.w[rows],
             log_weight=None if self.log_weight is None else self.log_weight[rows],
             log_density=self.log_density[rows],
@@ -89,7 +92,7 @@ class Draws:
         """
         rng = np.random.default_rng(seed)
         n, chains, draws = self.log_density.shape
-        latents = self.latents.reshape(n, chains * draws, self.z.shape[-1] + self.w.shape[-1])
+        latents = self.latents.reshape(n, chains * draws, -1)
         log_scale = self.log_scale.reshape(n, chains * draws, -1)
         if self.log_weight is None:
             weight = np.full((n, chains * draws), 1.0 / (chains * draws))

@@ -68,7 +68,7 @@ def _take(found: Draws, rows: np.ndarray, chains: Draws) -> None:
     assert found.log_weight is not None
     count, several = found.log_density.shape[-1], chains.log_density[0].size
     thinned = (np.arange(count) * several) // count
-    for name in ("z", "log_scale", "w", "log_density"):
+    for name in ("z", "x", "log_scale", "w", "log_density"):
         drawn = getattr(chains, name)
         pooled = drawn.reshape(len(rows), several, *drawn.shape[3:])
         getattr(found, name)[rows, 0] = pooled[:, thinned]

@@ -176,10 +176,11 @@ class _Round:
         latents, log_scale = (
             part.transpose(0, 1)[:, None].cpu().numpy() for part in target.split(self.theta)
         )
-        z, w = np.split(latents, [target.latent_dim], axis=-1)
+        z, x, w = np.split(latents, [target.model.latent_dim, target.latent_dim], axis=-1)
         ess = 1 / np.exp(2 * self.log_weight).sum(-1)
         return Draws(
             z=z,
+            x=x,
             w=w,
             log_scale=log_scale,
             log_weight=self.log_weight[:, None],

@@ -148,8 +148,8 @@ def _follow(
     free = tuple(rows.free_index)
     log_scale = torch.where(rows.free_scale, log_scale, 0.0)
     program = poutine.condition(model, {"C": klass[:, None]}) if classes == "joint" else model
-    own, w = model.split(z[:, None])
-    start = {"z": own.clone(), "w": w.clone(), "log_scale": log_scale[free].clone()}
+    own, x, w = model.parts(z[:, None])
+    start = {"z": own.clone(), "x": x.clone(), "w": w.clone(), "log_scale": log_scale[free].clone()}
     with _isolated():
         guide = AutoDelta(poutine.block(program, hide=["C"]), init_loc_fn=init_to_value(values=start))
         elbo = TraceEnum_ELBO(max_plate_nesting=2)
@@ -164,7 +164,7 @@ def _follow(
         median = guide.median(rows)
 
     with torch.no_grad():
-        end = torch.cat([median[site] for site in ("z", "w") if site in median], dim=-1)[:, 0]
+        end = torch.cat([median[site] for site in ("z", "x", "w") if site in median], dim=-1)[:, 0]
         scale = log_scale.index_put(free, median["log_scale"]) if "log_scale" in median else log_scale
         density, best = log_joint(model, rows, end, scale, classes)
     return MapEstimate(end, scale, best, density, torch.full_like(density, torch.nan))

@@ -67,7 +67,7 @@ def _information(
     # The size h of the residuals also moves the variance, of which the discrepancy's is a share.
     share = (flow.discrepancy.square() * flow.precision(batch.flux)).clamp_max(1.0)
     growth = model.residual.growth(model.split(latents)[1])[:, None]
-    found[..., model.latent_dim, model.latent_dim] += 2 * growth.square() * share.square().sum(-1)
+    found[..., model.lead_dim, model.lead_dim] += 2 * growth.square() * share.square().sum(-1)
     return found
 
 

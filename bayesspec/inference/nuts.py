@@ -108,7 +108,7 @@ def nuts_draws(
         ((1, 2, 20, 3), (1, 2, 20), (1, 2, 30))
     """
     scan = LatentScan(model) if scan is None else scan
-    few = model.latent_dim + model.residual_dim <= FEW
+    few = model.lead_dim + model.residual_dim <= FEW
     draws = (DRAWS if few else MORE_DRAWS) if draws is None else draws
     pixels = batch.flux[0].numel() * chains
     per = max(1, (_CPU_PIXELS if batch.flux.device.type == "cpu" else _PIXELS) // pixels)
@@ -131,8 +131,8 @@ def enumerated_log_density(model: StellarModel, batch: ObservationBatch, theta: 
         theta: Latents and log scales as `Target` has them, (N, d); log scales that are not free are ignored.
     """
     latents, log_scale = Target(model, batch).split(theta)
-    z, w = model.split(latents[:, None])
-    values = {"z": z, "w": w, "log_scale": log_scale[tuple(batch.free_index)]}
+    z, x, w = model.parts(latents[:, None])
+    values = {"z": z, "x": x, "w": w, "log_scale": log_scale[tuple(batch.free_index)]}
     program = poutine.enum(config_enumerate(model), first_available_dim=-3)
     trace = poutine.trace(poutine.condition(program, values)).get_trace(batch)
     trace.compute_log_prob()
@@ -142,8 +142,9 @@ def enumerated_log_density(model: StellarModel, batch: ObservationBatch, theta: 
 
     # Classes are in dimension -3; z depends on the class, y given z does not.
     total = (term("C") + term("z")).logsumexp(-3)[:, 0] + term("y").sum(-1)
-    if "w" in trace.nodes:
-        total = total + term("w")[:, 0]
+    for site in ("x", "w"):
+        if site in trace.nodes:
+            total = total + term(site)[:, 0]
     if "log_scale" in trace.nodes:
         total = total.index_add(0, batch.free_index[0], term("log_scale"))
     return total
@@ -371,9 +372,11 @@ def _join(parts: list[dict[str, NDArray]], target: Target, warmup: int) -> Draws
     diagnostics = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     diagnostics["divergences"] = late["diverging"].sum((1, 2))
     diagnostics["budget_spent"] = spent.any(-1)
-    z, log_scale, w = np.split(theta.astype(np.float32), (target.latent_dim, target.end), axis=-1)
+    inner = target.model.latent_dim
+    z, x, log_scale, w = np.split(theta.astype(np.float32), (inner, target.latent_dim, target.end), axis=-1)
     return Draws(
         z=z,
+        x=x,
         log_scale=log_scale,
         w=w,
         log_weight=None,

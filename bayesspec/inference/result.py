@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from astropy import units as u
-from astropy.table import Table
+from astropy.table import Column, Table
 from numpy.typing import NDArray
 
 from bayesspec.exceptions import BayesspecError
@@ -54,6 +54,10 @@ _PER_STAR_ARRAYS = (
     "outlier_score",
     "model_flux_std",
     "w",
+    "x",
+    "passage",
+    "passage_std",
+    "model_rest_flux",
     "residual_share",
 )
 _PER_STAR_TUPLES = ("names", "units", "warnings")
@@ -105,6 +109,10 @@ class Result:
         model_flux_std: Standard deviation of `model_flux`, (N, D); None if the method gives none.
         draws: Draws from the posterior; None if the method gives none.
         model: The model, which decodes the draws.
+        x: Latents of velocity and throughput, (N, P), see `Passage`; P = 0 for a model without a passage.
+        passage: What they stand for, (N, P): km/s, magnitudes, log factors on the flux.
+        passage_std: Their standard deviations, (N, P); None if the method gives none.
+        model_rest_flux: Spectra at rest without dust and flux-calibration error, (N, D), beside `model_flux`.
         w: Latents of the residual term, (N, R); R = 0 for a model without.
         residual_share: Of what G(z) leaves of the observed flux, squared, the share that the model takes for
             the star's and not for noise, (N,); 0 for a model without residual term.
@@ -145,6 +153,10 @@ class Result:
     draws: Draws | None = None
     model: StellarModel | None = None
     w: Array | None = None
+    x: Array | None = None
+    passage: Array | None = None
+    passage_std: Array | None = None
+    model_rest_flux: Array | None = None
     residual_share: Array | None = None
 
     def __post_init__(self) -> None:
@@ -163,13 +175,18 @@ class Result:
 
     @property
     def latents(self) -> Array:
-        """z and after it w, (N, L + R)."""
-        return self.z if self.w is None else np.concatenate([self.z, self.w], axis=-1)
+        """z and after it x and w, (N, L + P + R)."""
+        return np.concatenate([part for part in (self.z, self.x, self.w) if part is not None], axis=-1)
 
     @property
     def flux(self) -> NDArray[np.float64]:
         """Clean spectra, (N, D), each in its input's flux unit."""
         return self.model_flux * self._unit
+
+    @property
+    def rest_flux(self) -> NDArray[np.float64] | None:
+        """The star at rest, dust and flux-calibration error taken off, (N, D), in its input's flux unit."""
+        return None if self.model_rest_flux is None else self.model_rest_flux * self._unit
 
     @property
     def flux_std(self) -> NDArray[np.float64] | None:
@@ -243,9 +260,10 @@ class Result:
         """One row per star.
 
         Columns: name; class and probability, of the best class; scale and unit, mean |flux| of the clean
-        spectrum over the grid; exposures, how many have an observed pixel; chi2, outlier_score,
-        observed_fraction, used_fraction, log_density, residual_share, see `Result`; how far the draws can be
-        trusted, see `Draws`; warnings, what to look at.
+        spectrum over the grid; exposures, how many have an observed pixel; velocity_offset and ebv_excess,
+        what the star has beyond the stars of the library, with errors where there are draws; chi2,
+        outlier_score, observed_fraction, used_fraction, log_density, residual_share, see `Result`; how far
+        the draws can be trusted, see `Draws`; warnings, what to look at.
         """
         rows = np.arange(len(self))
         return Table(
@@ -261,12 +279,24 @@ class Result:
                 "observed_fraction": self.observed_fraction,
                 "used_fraction": self.used_fraction,
                 "log_density": self.log_density,
+                **self._passage_columns(),
                 **({} if self.residual_share is None else {"residual_share": self.residual_share}),
                 **({} if self.draws is None else self.draws.diagnostics),
                 "warnings": np.array(["; ".join(notes) for notes in self.warnings], dtype=str),
             },
             meta={"method": self.method, "model": self.model_name},
         )
+
+    def _passage_columns(self) -> dict[str, Column]:
+        """Velocity and reddening beyond those of the library's stars, and their errors."""
+        if self.passage is None or not self.passage.shape[-1]:
+            return {}
+        columns = {}
+        for k, (name, unit) in enumerate((("velocity_offset", u.km / u.s), ("ebv_excess", u.mag))):
+            columns[name] = Column(self.passage[:, k], unit=unit)
+            if self.passage_std is not None:
+                columns[f"{name}_err"] = Column(self.passage_std[:, k], unit=unit)
+        return columns
 
     def to_spectrum(self, i: SupportsIndex = 0) -> Spectrum:
         """Star i as a specutils `Spectrum`, with the standard deviation if the method gives one.

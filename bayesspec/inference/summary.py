@@ -13,6 +13,7 @@ from torch import Size, Tensor
 
 from bayesspec.distributions import NoiseFlow, RobustNoiseFlow
 from bayesspec.model import StellarModel
+from bayesspec.nn.passage import ARMS
 from bayesspec.observation import ObservationBatch
 from bayesspec.runtime import own_state, seeded
 
@@ -34,6 +35,9 @@ EXCESS_NOISE = 4.0
 
 R_HAT, ESS, PARETO_K = 1.01, 400.0, 0.7
 """What chains, and weights, must keep to be trusted (Vehtari et al. 2021, 2024)."""
+
+APART = 0.03
+"""Log ratio of the arms above which it is said that they do not join."""
 
 UNFINISHED = 0.1
 """Gain in log density that one more step promises, above which a maximum is said not to be one."""
@@ -66,7 +70,8 @@ class PriorTail:
 
     @torch.no_grad()
     def __init__(self, model: StellarModel, seed: int, draws: int = 4096) -> None:
-        self.prior = prior = model.prior
+        self.model, self.prior = model, model.prior
+        prior = model.prior
         with seeded(seed):
             every = torch.arange(len(model.classes), device=model.class_logits.device)
             drawn = prior(every).sample((draws,)).unbind(1)
@@ -78,9 +83,9 @@ class PriorTail:
         )
 
     def __call__(self, z: Tensor, klass: Tensor) -> Tensor:
-        """The score of latents (N, L), after which w may stand, in classes (N,)."""
-        own = self.prior.centres.shape[-1]
-        density = self.prior(klass).log_prob(z[..., :own]) + _log_size(z[..., own : own + 1])
+        """The score of latents (N, L + P + R) in classes (N,)."""
+        z, _, w = self.model.parts(z)
+        density = self.prior(klass).log_prob(z) + _log_size(w[..., :1])
         below = torch.searchsorted(self.sorted[klass], density[:, None]).squeeze(-1)
         return (below + 1) / (self.sorted.shape[-1] + 1)
 
@@ -140,6 +145,8 @@ def posterior_columns(
         weight = torch.as_tensor(draws.log_weight).reshape(len(draws), count).exp().to(weight)
 
     centre = torch.einsum("ns,nsl->nl", weight, latents)
+    _, away, _ = model.parts(latents - centre[:, None])
+    x_std = torch.einsum("ns,nsp->np", weight, away.square()).sqrt()
     scale = torch.einsum("ns,nse->ne", weight, log_scale.exp())
     beneath = discrepancy_posterior(model, batch, centre, scale)
     # Properties, each of all stars: asked once.
@@ -175,6 +182,7 @@ def posterior_columns(
         "scale": scale,
         "outlier_score": (weight * score).sum(-1),
         "model_flux_std": widths,
+        "passage_std": x_std if model.passage is None else model.passage.physical(x_std),
     }
     return _columns(model, batch, torch.stack(mean), columns, draws.diagnostics)
 
@@ -206,12 +214,15 @@ def _columns(
     flow = model.likelihood(latents[:, None], model.spectrum(latents)[:, None], scale, batch)
     used = flow.used
     xi = flow.whiten(batch.flux)
-    z, w = model.split(latents)
+    z, x, w = model.parts(latents)
     tensors = {
         **columns,
         "z": z,
+        "x": x,
+        "passage": x if model.passage is None else model.passage.physical(x),
         "w": w,
         "model_flux": spectrum,
+        "model_rest_flux": model.rest_spectrum(latents),
         "unit_flux": _unit_flux(batch, scale),
         "exposure_unit": batch.unit_flux,
         "observed_flux": batch.flux,
@@ -220,18 +231,22 @@ def _columns(
         "chi2": torch.where(used, xi, 0.0).square().sum((-2, -1)) / used.sum((-2, -1)).clamp_min(1),
         "used_fraction": used.to(scale.dtype).sum((-2, -1)) / (~batch.mask).any(-1).sum(-1) / used.shape[-1],
         "observed_fraction": batch.observed_fraction,
-        "residual_share": _residual_share(model, batch, spectrum, z, scale),
+        "residual_share": _residual_share(model, batch, spectrum, latents, scale),
     }
     signal = _significance(flow, batch)
     lacking = torch.full_like(signal, torch.nan)
     if model.residual is not None:
-        features, error = _features(model, batch, flow, z)
+        features, error = _features(model, batch, flow, torch.cat([z, x], dim=-1))
         doubts = _doubts(columns["outlier_score"], tensors["chi2"], signal, features, error)
         # The probability that the least of so many independent ones is as small.
         tensors["outlier_score"] = 1 - (1 - doubts.amin(0)) ** len(doubts)
         lacking = torch.where(doubts.argmin(0) == len(doubts) - 1, features, torch.nan)
     arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in tensors.items()}
-    told = zip(arrays["chi2"], arrays["outlier_score"], signal.tolist(), lacking.tolist(), strict=True)
+    step = torch.zeros_like(signal)
+    if model.passage is not None and ARMS in model.passage.names:
+        step = model.passage.physical(x)[:, model.passage.names.index(ARMS)]
+    doubtful = (part.tolist() for part in (signal, lacking, step))
+    told = zip(arrays["chi2"], arrays["outlier_score"], *doubtful, strict=True)
     arrays["warnings"] = [
         _notes(*star, {name: values[n] for name, values in diagnostics.items()})
         for n, star in enumerate(told)
@@ -240,12 +255,14 @@ def _columns(
 
 
 def _residual_share(
-    model: StellarModel, batch: ObservationBatch, spectrum: Tensor, z: Tensor, scale: Tensor
+    model: StellarModel, batch: ObservationBatch, spectrum: Tensor, latents: Tensor, scale: Tensor
 ) -> Tensor:
     """Of what G(z) leaves of the observed flux, squared: the share that is taken for the star's, (N,)."""
     if model.residual is None:
         return torch.zeros_like(scale[:, 0])
-    star = (spectrum - model.generator(z))[:, None]
+    z, x, _ = model.parts(latents)
+    generated = model.generator(z) if model.passage is None else model.passage(model.generator(z), x)
+    star = (spectrum - generated)[:, None]
     noise = batch.flux / scale[..., None] - spectrum[:, None]
     powers = [torch.where(batch.mask, 0.0, part).square().sum((-2, -1)) for part in (star, noise)]
     return powers[0] / sum(powers).clamp_min(1e-12)
@@ -260,23 +277,25 @@ def _significance(flow: NoiseFlow | RobustNoiseFlow, batch: ObservationBatch) ->
 
 
 def _features(
-    model: StellarModel, batch: ObservationBatch, flow: NoiseFlow | RobustNoiseFlow, z: Tensor
+    model: StellarModel, batch: ObservationBatch, flow: NoiseFlow | RobustNoiseFlow, zx: Tensor
 ) -> tuple[Tensor, Tensor]:
     """How strong the lines and bands of its kind are in a spectrum, (N,), and the error of that, (N,).
 
     By least squares, beside a smooth curve, which may be anything: what stars like it have on average, given
-    z, counts 1 in a star. A straight line, a step or a galaxy can be fitted well, but by a w that takes
+    z and x, counts 1 in a star. A straight line, a step or a galaxy can be fitted well, but by a w that takes
     these lines away.
     """
-    usual = model.spectrum(torch.cat([z, z.new_zeros(len(z), model.residual_dim)], dim=-1))
+    usual = model.spectrum(torch.cat([zx, zx.new_zeros(len(zx), model.residual_dim)], dim=-1))
     precision = flow.precision(batch.flux)  # a cosmic ray has none
     total = precision.sum(-2)
     seen = torch.where(batch.mask, 0.0, batch.flux) / flow.scale[..., None]
     seen = (precision * seen).sum(-2) / total.clamp_min(1e-12)
 
     # Chebyshev's polynomials.
-    angle = torch.linspace(-1, 1, model.grid.size, device=z.device, dtype=z.dtype).acos()
-    curves = (angle[:, None] * torch.arange(CURVES, device=z.device)).cos()
+    angle = torch.linspace(-1, 1, model.grid.size, device=zx.device, dtype=zx.dtype).acos()
+    curves = (angle[:, None] * torch.arange(CURVES, device=zx.device)).cos()
+    if model.passage is not None:  # a step between the arms is no line either
+        curves = torch.cat([curves, model.passage.curves.to(zx.dtype).T[:, 1:2]], dim=-1)
     smooth = torch.linalg.qr(total.sqrt()[..., None] * curves).Q
 
     def beside(spectrum: Tensor) -> Tensor:
@@ -304,7 +323,7 @@ def _doubts(rarity: Tensor, chi2: Tensor, signal: Tensor, features: Tensor, erro
 
 
 def _notes(
-    chi2: float, outlier: float, signal: float, lacking: float, diagnostics: dict[str, float]
+    chi2: float, outlier: float, signal: float, lacking: float, step: float, diagnostics: dict[str, float]
 ) -> tuple[str, ...]:
     """What there is to say; `lacking` is how strong the lines are where that is the reason, else NaN."""
     notes = []
@@ -316,6 +335,10 @@ def _notes(
         notes.append(f"outside its class: stars rarer than this have probability {outlier:.1g}")
     if chi2 > EXCESS_NOISE:
         notes.append(f"outside the model: the noise is {np.sqrt(chi2):.1f} times as large as the model's")
+    if abs(step) > APART:
+        notes.append(
+            f"arms do not join: beside the blue one the red one is {np.exp(step):.2f} times what it should be"
+        )
     if (gain := diagnostics.get("promise", 0.0)) > UNFINISHED:
         notes.append(f"the climb has not ended: one more step promises {gain:.1g} in log density")
     if diagnostics.get("budget_spent", False):
@@ -435,9 +458,11 @@ def arviz_input(star: Result, *, replicates: int = 400, seed: int = 0) -> ArvizI
     clean, replicated = (np.concatenate(part) for part in zip(*some, strict=True))
     by_class = model.log_joint_classes(torch.as_tensor(latents).to(device))
     used = next(flows(latents[:1, :1], log_scale[:1, :1]))[1].used[0].cpu().numpy()
-    z, w = np.split(latents, [model.latent_dim], axis=-1)
+    z, x, w = np.split(latents, [model.latent_dim, model.lead_dim], axis=-1)
     return ArvizInput(
         z=z,
+        x=x if model.passage is None else x * model.passage.widths.cpu().numpy(),
+        passage=() if model.passage is None else model.passage.names,
         w=w,
         log_scale=log_scale[..., free],
         free=free,

@@ -27,6 +27,8 @@ _CURVATURE = (0.05, 50.0)
 class Target:
     r"""log p(y, z, a, w) of N stars at theta = (z, log a, w): L latents, E log scales, and R of the residual.
 
+    Here z is all that the residual does not scale: with a passage x stands after z, and is among the L.
+
     Components of theta that are not free, the log scales of exposures whose scale is known or that a star
     does not have, are 0 wherever a theta is returned, and their gradient is 0; matrices have a unit diagonal
     there.
@@ -49,7 +51,7 @@ class Target:
         strength: Tensor | None = None,
     ) -> None:
         self.model, self.batch, self.classes, self.strength = model, batch, classes, strength
-        self.latent_dim = model.latent_dim
+        self.latent_dim = model.lead_dim
         self.end = self.latent_dim + batch.free_scale.shape[-1]
         self.core = self.end + min(1, model.residual_dim)
         always = torch.ones_like(batch.free_scale[:, :1])

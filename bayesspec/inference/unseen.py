@@ -72,7 +72,7 @@ def unseen_posterior(model: StellarModel, batch: ObservationBatch, latents: Tens
     """
     if model.residual is None:
         return None
-    z, _ = model.split(latents)
+    z, _, _ = model.parts(latents)
     mean, spread = model.residual.unseen_sizes(z)
     remote = remoteness(batch.mask).to(z.dtype)
     return Unseen(mean[:, None] * remote, spread[:, None] * remote)

@@ -271,6 +271,14 @@ def _axis(grid: WavelengthGrid) -> list[tuple[str, Any, str]]:
     ]
 
 
+_BEYOND_THE_LIBRARY = (
+    ("VELOFF", "velocity_offset", "[km/s] beyond the library's stars"),
+    ("VELOFFE", "velocity_offset_err", "[km/s] standard deviation"),
+    ("EBVEXC", "ebv_excess", "[mag] E(B-V) beyond the library's stars"),
+    ("EBVEXCE", "ebv_excess_err", "[mag] standard deviation"),
+)
+
+
 def _cards(star: Result) -> list[tuple[str, Any, str]]:
     from bayesspec import __version__
 
@@ -288,6 +296,11 @@ def _cards(star: Result) -> list[tuple[str, Any, str]]:
             for name, p in zip(star.classes, star.class_probabilities[0], strict=True)
         ),
         *((f"Z{k}", float(z), "latent") for k, z in enumerate(star.z[0], start=1)),
+        *(
+            (key, float(row[name]), comment)
+            for key, name, comment in _BEYOND_THE_LIBRARY
+            if name in star.table.colnames
+        ),
         ("SCALE", float(row["scale"]), "mean |FLUX| over the grid"),
         ("NEXP", int(row["exposures"]), "exposures with an observed pixel"),
     ]

@@ -1,9 +1,10 @@
-"""Networks: the generator G, its encoder E, the residual term, and the conditioner of the noise flow."""
+"""Networks: generator G, encoder E, residual term, passage of light, and conditioners of the noise flows."""
 
 from .encoder import Encoder
 from .generator import Generator
 from .noise import NoiseNetwork
+from .passage import Passage
 from .residual import ResidualTerm
 from .robust_noise import RobustNoiseNetwork
 
-__all__ = ["Encoder", "Generator", "NoiseNetwork", "ResidualTerm", "RobustNoiseNetwork"]
+__all__ = ["Encoder", "Generator", "NoiseNetwork", "Passage", "ResidualTerm", "RobustNoiseNetwork"]

@@ -29,6 +29,7 @@ from bayesspec.runtime import own_state
 from .generator import GeneratorRecipe, encode, train_generator
 from .metrics import generator_metrics, noise_metrics, robust_noise_metrics
 from .noise import NoiseRecipe, train_noise
+from .passage import PassageRecipe, make_passage
 from .prior import PriorRecipe, fit_prior
 from .residual import ResidualRecipe, anchor_counts, fit_residual
 from .robust_noise import RobustNoiseRecipe, train_robust_noise
@@ -59,6 +60,7 @@ class Recipe:
         residual: Whether the model has a residual term, and with it the robust noise flow.
         residual_term: The residual term.
         robust_noise: The robust noise flow.
+        passage: Velocity, dust and flux calibration, of a model with a residual term.
         seed: Of everything random.
         start: A bundle, by name or folder, whose encoder and generator are trained further instead of new
             ones: to adapt a model to another survey, or to go on. Sizes have to be the same.
@@ -81,6 +83,7 @@ class Recipe:
     residual: bool = False
     residual_term: ResidualRecipe = field(default_factory=ResidualRecipe)
     robust_noise: RobustNoiseRecipe = field(default_factory=RobustNoiseRecipe)
+    passage: PassageRecipe = field(default_factory=PassageRecipe)
     seed: int = 2021
     start: str = ""
 
@@ -251,7 +254,9 @@ def train(
     prior = fit_prior(z, train_stars, len(CLASSES), recipe.model_vote, recipe.prior)
 
     sources, spectra = np.unique(train_stars.source, return_counts=True)
-    model = StellarModel(recipe.grid, CLASSES, encoder, generator, prior, network, residual=term)
+    passage = None if term is None else make_passage(recipe.grid, recipe.passage)
+    parts = encoder, generator, prior, network
+    model = StellarModel(recipe.grid, CLASSES, *parts, residual=term, passage=passage)
     if term is not None:
         last: dict[str, Any] = {"seed": recipe.seed, "progress": progress}
         term.share.copy_(fit_shares(model, stars, exposures, **last))

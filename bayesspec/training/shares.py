@@ -67,13 +67,13 @@ def fit_shares(
 def _left(model: StellarModel, data: BenchmarkSet, progress: bool) -> tuple[Tensor, Tensor]:
     """Squares of what the most probable spectra leave of the truth, over tau's, and where that is known."""
     found = denoise(data.observations(), model=model, method="map", progress=progress)
-    latents = torch.as_tensor(np.concatenate([found.z, found.w], axis=-1))
+    latents = torch.as_tensor(found.latents)
     unit = (found.scale * found.exposure_unit)[:, :1]
     left = torch.as_tensor((data.truth / unit).astype(np.float32)) - model.spectrum(latents)
     unknown = torch.as_tensor(data.truth_mask | data.mask.all(axis=1))
     parts = latents[:, : model.latent_dim], torch.where(unknown, 0.0, left), torch.zeros_like(left), unknown
     clean = without_junk(Residuals(*parts), model.residual.basis.float())
-    tau = model.residual.discrepancy(*model.split(latents))
+    tau = model.discrepancy(latents)
     return (clean.flux / tau).square(), (~clean.mask).float()
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from bayesspec.data.benchmark import BenchmarkRecipe, build_sets, choose_stars
 from bayesspec.data.corruption import ARM_BORDER, SETS
@@ -14,6 +15,8 @@ from bayesspec.data.noise import NoiseLibrary
 from bayesspec.evaluation.der_snr import der_snr
 from bayesspec.exceptions import BayesspecError
 from bayesspec.grid import WavelengthGrid, mean_absolute_flux
+from bayesspec.physics.doppler import Shift
+from bayesspec.physics.throughput import extinction_mode
 
 GRID = WavelengthGrid(size=256)
 RECIPE = BenchmarkRecipe(3, 2, (160, 480), (160, 480), (2.0, 5.0, 20.0), (30.0, 100.0), seed=1)
@@ -152,13 +155,44 @@ def test_high_snr_is_reached_by_scaling_the_noise(sets):
 
 
 def test_arms_differ_by_the_factor(sets):
-    data = sets["arms"]
+    """In what is observed, and in the truth: the star's light as it was calibrated."""
+    data, plain = sets["arms"], sets["plain"]
     factor = data.condition["red_factor"]
     assert ((np.abs(factor - 1) >= 0.05) & (np.abs(factor - 1) <= 0.2)).all()
-    ratio = np.where(data.mask[:, 0], 1, data.flux[:, 0]) / np.where(data.mask[:, 0], 1, data.truth)
     red = GRID.wavelength > ARM_BORDER
-    np.testing.assert_allclose(np.median(ratio[:, red], axis=-1), factor, atol=0.05)
-    np.testing.assert_allclose(np.median(ratio[:, ~red], axis=-1), 1, atol=0.05)
+    np.testing.assert_array_equal(data.star, plain.star)
+    step = np.where(red, factor[:, None], 1.0)
+    np.testing.assert_allclose(data.truth, step * plain.truth, rtol=1e-6)
+    np.testing.assert_allclose(data.truth_ivar, plain.truth_ivar / step**2, rtol=1e-5)
+    ratio = np.where(data.mask[:, 0], 1, data.flux[:, 0]) / np.where(data.mask[:, 0], 1, data.truth)
+    np.testing.assert_allclose(np.median(ratio, axis=-1), 1, atol=0.05)
+
+
+def test_moving_stars_are_shifted_dust_and_calibration_are_smooth_factors(sets):
+    """With the same noise whatever is done to the star, and nothing done at zero."""
+    for name, condition in (("moving", "velocity"), ("dust", "ebv"), ("calibration", "calibration_error")):
+        data = sets[name]
+        for star in np.unique(data.star):
+            rows = np.flatnonzero(data.star == star)
+            amount = data.condition[condition][rows]
+            assert amount[0] == 0
+            seen = ~data.mask[rows].any((0, 1)) & ~data.truth_mask[rows].any(0)
+            noise = (data.flux[rows, 0] - data.truth[rows])[:, seen]
+            np.testing.assert_allclose(noise, noise[:1].repeat(len(rows), 0), atol=1e-4)
+            still = data.truth[rows[0]].astype(float)
+            for row, size in zip(rows, amount, strict=True):
+                good = seen & (np.abs(still) > 0.05)
+                ratio = np.log(data.truth[row][good] / still[good])
+                if name == "dust":
+                    np.testing.assert_allclose(ratio, size * extinction_mode(GRID)[good], atol=1e-3)
+                if name == "calibration" and good.mean() > 0.95:
+                    assert np.sqrt(np.mean(ratio**2)) == pytest.approx(size, rel=0.1, abs=1e-6)
+                if name == "moving":
+                    moved = Shift(torch.tensor(float(size), dtype=torch.float64), GRID)
+                    expected = moved.apply(torch.as_tensor(still)).numpy()
+                    whole = good & ~moved.lacks(torch.as_tensor(data.truth_mask[rows[0]])).numpy()
+                    np.testing.assert_allclose(data.truth[row][whole], expected[whole], atol=1e-5)
+        assert not data.scale_known.any()
 
 
 def test_visits_are_different_exposures(sets):

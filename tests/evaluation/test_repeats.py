@@ -41,7 +41,7 @@ def fluxes(model):
     with seeded(11):
         z = model.prior(torch.arange(count) % len(model.classes)).sample()
         w = torch.randn(count, model.residual_dim)
-        s = model.spectrum(torch.cat([z, w], -1))
+        s = model.spectrum(torch.cat([z, torch.zeros(count, model.passage.dim), w], -1))
         star = s + model.residual.discrepancy(z, w) * torch.randn_like(s)
         noise_std = [torch.full_like(star, sigma) for sigma in SIGMA]
         return np.stack([RobustNoiseFlow(star, model.noise, std).sample().numpy() for std in noise_std])
@@ -67,8 +67,9 @@ def test_predictions_hold_as_often_as_they_say(model, fluxes, degree):
     visits = pairs(model, fluxes, response)
     found = predict_visits(model, visits, degree=degree, draws=512, starts=3)
     np.testing.assert_allclose(found.coverage.mean(0), LEVELS, atol=0.06)
-    assert np.mean(found.chi2) == pytest.approx(1, abs=0.25)
-    assert np.mean(found.input_chi2) == pytest.approx(1, abs=0.25)
+    # Of the median star: one pixel in the wide tail of the noise can be worth a star's all.
+    assert np.median(found.chi2) == pytest.approx(1, abs=0.25)
+    assert np.median(found.input_chi2) == pytest.approx(1, abs=0.25)
 
 
 def test_errors_that_are_too_small_show(model, fluxes):
@@ -89,8 +90,8 @@ def test_what_is_not_scored_does_not_count(model, fluxes):
     every = predict_visits(model, pairs(model, worse), **options)
     below = predict_visits(model, pairs(model, worse), between=(0.0, wavelength[60]), **options)
     assert np.mean(every.chi2) > 1.8
-    assert np.mean(below.chi2) == pytest.approx(1, abs=0.25)
-    assert np.mean(below.input_chi2) == pytest.approx(1, abs=0.25)
+    assert np.median(below.chi2) == pytest.approx(1, abs=0.25)
+    assert np.median(below.input_chi2) == pytest.approx(1, abs=0.25)
     np.testing.assert_allclose(below.coverage.mean(0), LEVELS, atol=0.06)
 
 

@@ -10,9 +10,10 @@ import bayesspec
 from bayesspec import demo
 from bayesspec.bundle import shipped
 from bayesspec.distributions import RobustNoiseFlow
-from bayesspec.inference.jumps import BORDER, with_arms_apart
 from bayesspec.inference.level import infer_noise_level
 from bayesspec.observation import ObservationBatch
+from bayesspec.physics.doppler import Shift
+from bayesspec.physics.throughput import BORDER, extinction_mode
 from bayesspec.runtime import seeded
 
 
@@ -46,29 +47,46 @@ def star(model, flux, sigma=None, **options):
 
 @pytest.mark.parametrize("red", [0.85, 1.15])
 def test_arms_that_do_not_join_are_told_and_cost_little(model, observed, red):
+    """The step is in the spectrum that is reported, as it is in the data, and not in the one at rest."""
     res = {}
     for factor in (1.0, red):
         flux, sigma, truth = observed(red=factor)
-        res[factor] = bayesspec.denoise(star(model, flux, sigma, scale=1.0), model=model)
+        res[factor] = bayesspec.denoise(star(model, flux, sigma), model=model)
     assert not any("join" in note for note in res[1.0].warnings[0])
     assert any("join" in note for note in res[red].warnings[0])
-    blue, other = res[red].scale[0]
-    assert other / blue == pytest.approx(red, rel=0.03)
-    losses = {factor: np.mean((found.flux[0] - truth) ** 2) for factor, found in res.items()}
-    assert losses[red] < 3 * losses[1.0]
+    step = res[red].passage[0, model.passage.names.index("arms")]
+    assert np.exp(step) == pytest.approx(red, rel=0.03)
+    stepped = np.where(model.grid.wavelength > BORDER, red, 1.0) * truth
+    losses = {f: np.mean((res[f].flux[0] - y) ** 2) for f, y in ((1.0, truth), (red, stepped))}
+    assert losses[red] < 2 * losses[1.0]
 
 
-def test_only_spectra_with_a_jump_are_taken_apart(model, observed):
-    stars = [star(model, *observed(red=red)[:2], scale=1.0) for red in (1.0, 1.2)]
-    several = bayesspec.Observation.from_exposures([stars[1], stars[1]])
-    batch = ObservationBatch.from_observations([*stars, several], model.grid, dtype=torch.float32)
-    apart = with_arms_apart(model, batch)
-    assert (~apart.mask).any(-1).sum(-1).tolist() == [1, 2, 2]
-    assert apart.free_scale.sum(-1).tolist() == [0, 1, 0]
-    for name in ("flux", "ivar", "mask", "unit_flux"):
-        assert torch.equal(getattr(apart, name)[[0, 2]], getattr(batch, name)[[0, 2]])
-    # No pixel is lost, and none is there twice.
-    assert torch.equal(apart.flux[1].sum(0), batch.flux[1, 0])
+@pytest.mark.parametrize("velocity", [-300.0, 500.0])
+def test_a_moving_star_costs_what_one_at_rest_does(model, observed, velocity):
+    flux, sigma, truth = observed()
+    still = bayesspec.denoise(star(model, flux, sigma), model=model)
+    moved = (
+        Shift(torch.tensor(velocity, dtype=torch.float64), model.grid).apply(torch.as_tensor(truth)).numpy()
+    )
+    res = bayesspec.denoise(star(model, flux - truth + moved, sigma), model=model)
+    offset = res.table["velocity_offset"].quantity[0].to_value("km/s")
+    assert offset - still.table["velocity_offset"][0] == pytest.approx(velocity, abs=30)
+    losses = [np.mean((found.flux[0] - y) ** 2) for found, y in ((still, truth), (res, moved))]
+    assert losses[1] < 2 * losses[0]
+    np.testing.assert_allclose(res.rest_flux[0], still.rest_flux[0], atol=0.15)
+
+
+def test_a_star_behind_dust_costs_what_one_in_front_does(model, observed):
+    flux, sigma, truth = observed()
+    dust = np.exp(extinction_mode(model.grid))
+    still, red = bayesspec.denoise(
+        [star(model, flux, sigma), star(model, flux * dust, sigma * dust)], model=model, uncertainty=True
+    )
+    table = red.table
+    assert table["ebv_excess"][0] - still.table["ebv_excess"][0] == pytest.approx(1.0, abs=0.15)
+    assert 0 < table["ebv_excess_err"][0] < 0.2
+    losses = [np.mean((found.flux[0] / y - 1) ** 2) for found, y in ((still, truth), (red, truth * dust))]
+    assert losses[1] < 2 * losses[0]
 
 
 @pytest.mark.parametrize("level", [0.01, 0.1])

@@ -16,7 +16,10 @@ def point(model, batch, seed=0):
     z = model.prior.centres[torch.arange(len(batch)) % 3, 0]
     w = torch.randn(len(batch), model.residual_dim, generator=rng).to(z)
     scale = torch.where(batch.free_scale, 1 + torch.rand(batch.flux.shape[:2], generator=rng), 1.0)
-    return torch.cat([z, w], -1), scale.to(z)
+    x = z.new_zeros(len(z), 0)
+    if model.passage is not None:
+        x = 0.5 * torch.randn(len(z), model.passage.dim, generator=rng)
+    return torch.cat([z, x.to(z), w], -1), scale.to(z)
 
 
 @pytest.mark.usefixtures("no_hits")
@@ -48,7 +51,7 @@ def test_without_data_it_is_the_prior(toy_stellar, toy_stellar_batch):
     assert unseen.any()
     assert (found.mean[unseen] == 0).all()
     assert (found.share[unseen] == 0).all()
-    tau = toy_stellar.residual.discrepancy(*toy_stellar.split(latents))
+    tau = toy_stellar.discrepancy(latents)
     torch.testing.assert_close(found.std[unseen], tau[unseen])
 
     seen = ~unseen

@@ -25,7 +25,10 @@ def point(model, batch, seed=0):
     z = model.prior.centres[torch.arange(len(batch)) % 3, 0]
     w = torch.randn(len(batch), model.residual_dim, generator=rng).to(z)
     log_scale = 0.2 * torch.randn(batch.flux.shape[:2], generator=rng)
-    return torch.cat([z, w], -1), torch.where(batch.free_scale, log_scale, 0.0).to(z)
+    x = z.new_zeros(len(z), 0)
+    if model.passage is not None:
+        x = 0.5 * torch.randn(len(z), model.passage.dim, generator=rng)
+    return torch.cat([z, x.to(z), w], -1), torch.where(batch.free_scale, log_scale, 0.0).to(z)
 
 
 @pytest.fixture
@@ -107,7 +110,7 @@ def test_information_is_that_of_the_conditionals(toy_stellar, toy_stellar_batch,
         weight = (flow.curvature if observed else flow.precision)(batch.flux)[0, 0]
         expected = slope.T @ (weight[:, None] * slope)
         found = information(model, batch, latents, log_scale, observed=observed)[0, 0, :-1, :-1]
-    h = model.latent_dim
+    h = model.lead_dim
     assert found[h, h] > expected[h, h]  # of the width, too
     expected[h, h] = found[h, h]
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
@@ -163,7 +166,7 @@ def test_observed_metric_is_minus_the_hessian_at_a_mode(
         expected, own = -hessian[free][:, free], metric[n][free][:, free]
         unit = expected.diagonal().rsqrt()
         difference = (own - expected) * unit[:, None] * unit
-        h = model.latent_dim
+        h = model.lead_dim
         assert difference[h, h].abs() < 0.03
         difference[h, h] = 0
         assert difference.abs().max() < 1e-4

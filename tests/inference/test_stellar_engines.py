@@ -181,8 +181,8 @@ def test_autodelta_reaches_no_higher_w(toy_stellar, toy_stellar_batch):
 def test_autodelta_runs(toy_stellar, toy_stellar_batch):
     """The reference engine finds w too; its joint density is no lower than where it began."""
     estimate = map_estimate(toy_stellar, toy_stellar_batch.select([0]), starts=1, steps=30)
-    assert estimate.z.shape == (1, toy_stellar.latent_dim + toy_stellar.residual_dim)
-    assert (estimate.z[:, toy_stellar.latent_dim :] != 0).any()
+    assert estimate.z.shape == (1, toy_stellar.lead_dim + toy_stellar.residual_dim)
+    assert (estimate.z[:, toy_stellar.latent_dim :] != 0).all()
     assert estimate.log_density.isfinite().all()
 
 
@@ -191,7 +191,7 @@ def test_weights_can_be_trusted(found):
     assert (found.diagnostics["pareto_k"] < 0.7).all()
     assert (found.diagnostics["ess_bulk"] > 100).all()
     np.testing.assert_allclose(np.exp(found.log_weight).sum(-1), 1)
-    assert found.latents.shape == (4, 1, 1024, 7)
+    assert found.latents.shape == (4, 1, 1024, 11)
 
 
 def test_log_density_is_that_of_the_draws(toy_stellar, toy_stellar_batch, found):
@@ -230,10 +230,11 @@ def test_a_star_s_draws_do_not_depend_on_the_depth_of_its_batch(toy_stellar, toy
 
 
 def test_result_has_the_residual_s_latents(toy_stellar, result):
-    """w beside z; means of the draws; h among them."""
+    """x and w beside z; means of the draws; h among them."""
     star, components = len(result), toy_stellar.residual_dim
     assert result.w.shape == (star, components)
-    assert result.latents.shape == (star, toy_stellar.latent_dim + components)
+    assert result.latents.shape == (star, toy_stellar.lead_dim + components)
+    assert result.x.shape == result.passage_std.shape == (star, toy_stellar.passage.dim)
     weight = np.exp(result.draws.log_weight[:, 0])
     np.testing.assert_allclose(result.w, np.einsum("ns,nsr->nr", weight, result.draws.w[:, 0]), atol=1e-4)
     np.testing.assert_array_equal(result[2].w, result.w[2:3])
@@ -283,7 +284,11 @@ def test_arviz_holds_w(toy_stellar, result):
     groups = result.to_arviz(1)
     w = groups["posterior"]["w"]
     assert w.dims == ("chain", "draw", "component")
-    assert w.shape == (1, 1024, toy_stellar.residual_dim)
+    assert w.shape == (4, 256, toy_stellar.residual_dim)
+    passage = groups["posterior"]["passage"]
+    assert passage.dims == ("chain", "draw", "effect")
+    assert tuple(passage["effect"].values) == toy_stellar.passage.names
+    np.testing.assert_allclose(passage.std(("chain", "draw")), result.passage_std[1], rtol=0.1)
     np.testing.assert_array_equal(w["component"], np.arange(toy_stellar.residual_dim))
     clean = groups["predictions"]["flux"].values[0] * result.unit_flux[1]
     ratio = clean.std(0) / result.flux_std[1]

@@ -110,7 +110,7 @@ def test_bad_weights_are_chains_that_disagree(weighted):
             star.draws,
             **{
                 name: getattr(star.draws, name)[:, :, :3]
-                for name in ("z", "w", "log_scale", "log_weight", "log_density")
+                for name in ("z", "x", "w", "log_scale", "log_weight", "log_density")
             },
         ),
     )
@@ -176,8 +176,9 @@ class Measured:
         self.model, self.exposures = model, exposures
         drawn = np.random.default_rng(seed).standard_normal((3, 2))
         self.z = torch.as_tensor(drawn, dtype=model.prior.centres.dtype)
+        self.zx = torch.cat([self.z, self.z.new_zeros(3, model.lead_dim - model.latent_dim)], dim=-1)
         self.w = torch.zeros(3, model.residual_dim, dtype=self.z.dtype)
-        self.usual = model.spectrum(torch.cat([self.z, self.w], -1))
+        self.usual = model.spectrum(torch.cat([self.zx, self.w], -1))
         self.sigma = 0.05 * torch.linspace(1.5, 0.8, self.usual.shape[-1], dtype=self.z.dtype)
 
     def __call__(self, clean, noise=0.0, mask=None):
@@ -188,9 +189,9 @@ class Measured:
         mask = torch.zeros(flux.shape, dtype=bool) if mask is None else mask.expand_as(flux)
         arrays = (a.numpy() for a in (flux, ivar, mask, torch.ones_like(scale), scale > 0))
         batch = ObservationBatch.from_arrays(*arrays, dtype=flux.dtype)
-        latents = torch.cat([self.z, self.w], -1)[:, None]
+        latents = torch.cat([self.zx, self.w], -1)[:, None]
         flow = self.model.likelihood(latents, clean[:, None], scale, batch)
-        return _features(self.model, batch, flow, self.z)
+        return _features(self.model, batch, flow, self.zx)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

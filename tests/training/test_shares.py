@@ -35,7 +35,7 @@ def survey(toy_stellar, validation_survey):
         z = model.prior(klass).sample()
         hw = torch.randn(len(z), model.residual_dim)
         hw[:, 0] = 0
-        latents = torch.cat([z, hw], -1)
+        latents = torch.cat([z, torch.zeros(len(z), model.passage.dim), hw], -1)
         width = torch.where(klass == 1, 2.0, 1.0)[:, None].repeat(1, size)
         width[klass == 1, LINE] = 40.0
         e = width * model.residual.discrepancy(z, hw) * torch.randn(len(z), size)

@@ -33,7 +33,8 @@ def survey(rigid, validation_survey):
         hw = torch.randn(len(z), rigid.residual_dim)
         hw[:, 1:] *= torch.where(klass == 1, 4.0, 1.0)[:, None]
         width = torch.where(klass == 1, 4.0, 1.0)[:, None] * rigid.residual.discrepancy(z, hw)
-        flux = (rigid.spectrum(torch.cat([z, hw], -1)) + width * torch.randn(len(z), size)).numpy()
+        latents = torch.cat([z, torch.zeros(len(z), rigid.passage.dim), hw], -1)
+        flux = (rigid.spectrum(latents) + width * torch.randn(len(z), size)).numpy()
     return validation_survey(flux, klass.numpy(), 0.05)
 
 

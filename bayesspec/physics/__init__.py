@@ -1,0 +1,1 @@
+"""What happens to a star's light on its way: Doppler shift, dust, flux calibration."""
