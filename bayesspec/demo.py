@@ -87,7 +87,7 @@ def run_demo(
     with written(figure) as part:
         save_figure(plot_star(star, truth * FLUX), part)
 
-    error = (star.model_flux[0] - truth) ** 2
+    error = (star.flux[0] / FLUX - truth) ** 2
     observed, gap = star.observed, _between(model.grid.wavelength, *GAP)
     seen = ~observed.mask[0]
     losses = {
