@@ -50,7 +50,9 @@ def test_one_cosmic_ray_is_masked_and_one_is_not(outcome, model):
 
 def test_losses_are_those_of_the_result(outcome):
     truth = outcome.truth / demo.FLUX
-    assert outcome.losses["denoised"] == pytest.approx(np.mean((outcome.result.model_flux - truth) ** 2))
+    assert outcome.losses["denoised"] == pytest.approx(
+        np.mean((outcome.result.flux / demo.FLUX - truth) ** 2)
+    )
     assert outcome.losses["mean of the exposures"] < outcome.losses["one exposure"]
     assert all(np.isfinite(list(outcome.losses.values())))
 
