@@ -26,6 +26,9 @@ CONDITIONS = {
     "high_snr": ("snr",),
     "one_arm": ("arm",),
     "hits": ("height",),
+    "moving": ("velocity",),
+    "dust": ("ebv",),
+    "calibration": ("calibration_error",),
 }
 """What the spectra of a set are told apart by; of other sets all are alike."""
 
