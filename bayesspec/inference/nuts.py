@@ -39,7 +39,7 @@ _CPU_PIXELS, _PIXELS = 2**19, 2**24
 """Pixels of all chains in one pass."""
 
 FEW = 10
-"""Latents up to which `DRAWS` draws of a chain are enough."""
+"""Latents up to which the warm-up's draws are enough to adapt a mass matrix, and `DRAWS` draws to look at."""
 
 DRAWS, MORE_DRAWS = 600, 900
 """Draws of a chain with few latents, and with more, where the log density of draws changes more slowly."""
@@ -66,9 +66,8 @@ def nuts_draws(
 
     The kernel is Pyro's. It moves in the coordinates u of :math:`\theta = \theta_m + L u`, where
     :math:`\theta_m` is the mode that the chain starts from and :math:`L L^T` Laplace's covariance there, so
-    that its mass matrix is right from the first step. A dense one adapts to what Laplace misses of z, x, the
-    scales and h; of the many w, whose covariance the draws of a warm-up say less of than Laplace does, only
-    the widths adapt. Every mode with
+    that its mass matrix is right from the first step. With few latents it adapts to what Laplace misses; in
+    more, the draws of a warm-up say less of a covariance than Laplace does, and it stays. Every mode with
     a share of the mass worth having gets a chain before any gets a second one. Chains that do not agree show
     in R-hat; a mode that no start leads to does not.
 
@@ -113,7 +112,7 @@ def nuts_draws(
     draws = (DRAWS if few else MORE_DRAWS) if draws is None else draws
     pixels = batch.flux[0].numel() * chains
     per = max(1, (_CPU_PIXELS if batch.flux.device.type == "cpu" else _PIXELS) // pixels)
-    settings = _Settings(warmup, draws, target_accept, max_tree_depth, budget)
+    settings = _Settings(warmup, draws, target_accept, max_tree_depth, budget, few)
     parts = []
     with progress_bar("NUTS", len(batch) * chains * (warmup + draws), enabled=progress) as report:
         for first in range(0, len(batch), per):
@@ -157,6 +156,7 @@ class _Settings(NamedTuple):
     target_accept: float
     max_tree_depth: int
     budget: int
+    adapt_mass: bool
 
 
 @dataclass
@@ -201,8 +201,8 @@ def _sample(
 ) -> dict[str, NDArray]:
     """All chains of some stars: theta (N, chains, warmup + draws, d) and the statistics."""
     frame = _starts(model, batch, scan, chains, starts)
-    star, target = np.repeat(np.arange(len(batch)), chains), Target(model, batch)
-    free, core = target.free.cpu().numpy()[star], target.core
+    star = np.repeat(np.arange(len(batch)), chains)
+    free = Target(model, batch).free.cpu().numpy()[star]
     seeds = [_seed(batch, n, chain, seed) for n in range(len(batch)) for chain in range(chains)]
     rows, chosen = [], batch.select(star)
 
@@ -223,9 +223,7 @@ def _sample(
         return [(value[k], gradient[k, free[row]]) for k, row in enumerate(rows)]
 
     tasks = [
-        lambda ask, sizes=(int(free[row, :core].sum()), int(free[row, core:].sum())): _run_chain(
-            ask, sizes, settings, count
-        )
+        lambda ask, size=int(free[row].sum()): _run_chain(ask, size, settings, count)
         for row in range(len(star))
     ]
     # Validation is off for all chains and the model alike: what is far out may overflow, and is rejected.
@@ -284,22 +282,20 @@ def _seed(batch: ObservationBatch, star: int, chain: int, seed: int) -> int:
     return int(words[0]) << 31 | int(words[1] >> 1)
 
 
-def _run_chain(ask: Any, sizes: tuple[int, int], settings: _Settings, count: _Counter) -> _Chain:
-    """One chain of Pyro's NUTS in u, of so many of the core and of w, which asks for density and gradient."""
-    names = ("core", "w") if sizes[1] else ("core",)
+def _run_chain(ask: Any, size: int, settings: _Settings, count: _Counter) -> _Chain:
+    """One chain of Pyro's NUTS in u, (size,), which asks for the density and its gradient."""
 
     def potential(point: dict[str, Tensor]) -> Tensor:
-        u = torch.cat([point[name] for name in names])
-        return _Potential.apply(u, *ask(u.detach()))
+        return _Potential.apply(point["u"], *ask(point["u"].detach()))
 
     kernel = _Kernel(
         potential_fn=potential,
-        full_mass=[("core",)],
+        full_mass=settings.adapt_mass,
+        adapt_mass_matrix=settings.adapt_mass,
         target_accept_prob=settings.target_accept,
         max_tree_depth=settings.max_tree_depth,
     )
-    start = SPREAD * torch.randn(sum(sizes), dtype=torch.float64)
-    kernel.initial_params = dict(zip(names, start.split(sizes), strict=False))
+    kernel.initial_params = {"u": SPREAD * torch.randn(size, dtype=torch.float64)}
     kernel.setup(settings.warmup)
     chain, point = _Chain(), kernel.initial_params
     for _ in range(settings.warmup + settings.draws):
@@ -307,7 +303,7 @@ def _run_chain(ask: Any, sizes: tuple[int, int], settings: _Settings, count: _Co
             chain.spent, kernel._max_tree_depth = True, 1
         step_size = kernel.step_size
         point = kernel.sample(point)
-        chain.u.append(torch.cat([point[name] for name in names]).detach().numpy().copy())
+        chain.u.append(point["u"].detach().numpy().copy())
         for name, value in {**kernel.last, "step_size": step_size}.items():
             chain.stats[name].append(value)
         count(kernel.last["acceptance_rate"])
