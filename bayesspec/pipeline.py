@@ -32,8 +32,9 @@ def denoise_files(
 ) -> Iterator[Result | Failure]:
     """Read, denoise and write every file; a file that cannot be used is noted and the rest goes on.
 
-    No more than `batch_size` stars are in memory. The summary is there from the start, and written anew after
-    every batch: a run that is killed leaves one that knows of all products, but those of its last batch.
+    No more than `batch_size` stars are in memory. The summary is there from the start and written anew after
+    every batch; one of thousands of rows as often as a tenth of the time allows. So a run that is killed
+    leaves one that knows of all products but the last.
 
     Arguments:
         files: One star each.
@@ -52,15 +53,15 @@ def denoise_files(
         BayesspecError: if a product or the summary cannot be written.
     """
     writer.write_summary()
-    for first in range(0, len(files), batch_size):
-        chunk = files[first : first + batch_size]
-        inputs = [
-            _read(file, position, model.grid, exposures, strict)
-            for position, file in enumerate(chunk, start=first)
-        ]
-        stars = [star for star in inputs if isinstance(star, Observation)]
-        results = iter(denoise(stars, model=model, method=method, seed=seed)) if stars else iter(())
-        try:
+    try:
+        for first in range(0, len(files), batch_size):
+            chunk = files[first : first + batch_size]
+            inputs = [
+                _read(file, position, model.grid, exposures, strict)
+                for position, file in enumerate(chunk, start=first)
+            ]
+            stars = [star for star in inputs if isinstance(star, Observation)]
+            results = iter(denoise(stars, model=model, method=method, seed=seed)) if stars else iter(())
             for position, star in enumerate(inputs, start=first):
                 if isinstance(star, Failure):
                     writer.fail(position, star.reason)
@@ -69,8 +70,9 @@ def denoise_files(
                     result = next(results)
                     writer.add(position, result)
                     yield result
-        finally:
-            writer.write_summary()
+            writer.update_summary()
+    finally:
+        writer.write_summary()
 
 
 def _read(

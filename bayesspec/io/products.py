@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +29,12 @@ __all__ = ["SUMMARY", "ProductWriter", "unique_stems", "write_products", "writte
 
 SUMMARY = "summary.ecsv"
 """Name of the table of the run."""
+
+QUICK = 0.5
+"""Seconds: a summary that is written faster is written after every batch."""
+
+SHARE = 0.1
+"""Of the time of a run, at most, for writing the summary again and again: of 10,000 rows it takes seconds."""
 
 TABLE, FIGURE = ".denoised.fits", ".png"
 
@@ -84,6 +91,7 @@ class ProductWriter:
         self.names = tuple(map(printable, names))
         self.stems = unique_stems(names)
         self._rows: list[dict[str, Any] | None] = [None] * len(self.names)
+        self._next_summary = 0.0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             there = {path.name: path.is_dir() for path in self.folder.iterdir()}
@@ -146,9 +154,17 @@ class ProductWriter:
         Raises:
             BayesspecError: if it cannot be written.
         """
+        begin = time.monotonic()
         with written(path := self.folder / SUMMARY) as part:
             self.summary().write(part, format="ascii.ecsv", overwrite=True)
+        end = time.monotonic()
+        self._next_summary = end + ((end - begin) / SHARE if end - begin > QUICK else 0.0)
         return path
+
+    def update_summary(self) -> None:
+        """Write the summary, unless that took a good part of the time of late."""
+        if time.monotonic() >= self._next_summary:
+            self.write_summary()
 
     def summary(self) -> Table:
         """The table of the run; what an input does not have is masked."""
@@ -156,7 +172,9 @@ class ProductWriter:
             row or {"status": "not reached", "reason": "the run has not come to it"} for row in self._rows
         ]
         columns = dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row)
-        table = Table({"name": np.array(self.names, dtype=str)})
+        # The status comes first: a line that begins with a name like "#1" would be read as a comment.
+        status = np.array([row["status"] for row in rows], dtype=str)
+        table = Table({"status": status, "name": np.array(self.names, dtype=str)})
         for key in columns:
             missing = [key not in row for row in rows]
             values = [row[key] for row in rows if key in row]

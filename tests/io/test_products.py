@@ -7,13 +7,15 @@ import pytest
 from astropy import units as u
 from astropy.io import fits
 from astropy.table import Table
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from specutils import Spectrum
 
 from bayesspec.exceptions import BayesspecError
 from bayesspec.grid import WavelengthGrid
+from bayesspec.io import products
 from bayesspec.io.products import SUMMARY, ProductWriter, unique_stems, write_products, written
+from bayesspec.observation import printable
 
 UNITS = ("", "adu", "Jy", "W / (m2 um)", "1e-17 erg / (s cm2 Angstrom)", "3 ct")
 
@@ -190,7 +192,8 @@ def test_file_names_are_unique_and_harmless(names):
     assert all(stem and not set(stem) & set("/\\ :*?\"'\n\0") and stem[0] not in ".-" for stem in stems)
 
 
-@settings(max_examples=25)
+@settings(max_examples=50)
+@example(["#1", "# %ECSV", '"', "a,b"])
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=6))
 def test_any_name_leaves_a_summary_that_can_be_read(tmp_path_factory, names):
     writer = ProductWriter(tmp_path_factory.mktemp("names"), names)
@@ -198,6 +201,8 @@ def test_any_name_leaves_a_summary_that_can_be_read(tmp_path_factory, names):
         writer.fail(position, f"{name}: {name}")
     table = Table.read(writer.write_summary())
     assert list(table["status"]) == ["failed"] * len(names)
+    read = ["" if name is np.ma.masked else str(name) for name in table["name"]]
+    assert read == [printable(name).strip(" ") for name in names]
 
 
 def test_failures_take_the_place_of_earlier_products(make_result, tmp_path):
@@ -206,3 +211,22 @@ def test_failures_take_the_place_of_earlier_products(make_result, tmp_path):
     failed = type(res)(**{**vars(res[:1]), "failures": ((1, "star 1", "unreadable"),)})
     failed.write(tmp_path, overwrite=True)
     assert {path.name for path in tmp_path.iterdir()} == {SUMMARY, "star_0.denoised.fits"}
+
+
+@pytest.mark.parametrize(("cost", "writes"), [(0.01, 1000), (2.0, 50)])
+def test_a_summary_that_takes_long_is_not_written_all_the_time(tmp_path, monkeypatch, cost, writes):
+    """At most a tenth of the time; what is quick is written whenever there is news."""
+    clock, count = 0.0, 0
+
+    class Writer(ProductWriter):
+        def summary(self):
+            nonlocal clock, count
+            clock, count = clock + cost, count + 1
+            return super().summary()
+
+    monkeypatch.setattr(products.time, "monotonic", lambda: clock)
+    writer = Writer(tmp_path, ["a"])
+    for _ in range(1000):
+        clock += 1.0
+        writer.update_summary()
+    assert count == pytest.approx(writes, rel=0.05)
