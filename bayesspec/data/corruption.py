@@ -14,7 +14,7 @@ from bayesspec.evaluation.der_snr import der_snr
 from bayesspec.grid import WavelengthGrid
 from bayesspec.observation import FULL_COVERAGE
 from bayesspec.physics.doppler import Shift
-from bayesspec.physics.throughput import calibration_modes, extinction_mode
+from bayesspec.physics.throughput import BORDER, calibration_modes, extinction_mode
 
 from .injection import cosmic_rays, sky_residuals
 
@@ -25,9 +25,6 @@ __all__ = ["PAPER_SIZE", "SETS", "UNKNOWN_SCALE", "Exposures", "Truth"]
 
 PAPER_SIZE = 2048
 """Pixels of the paper's grid, which widths of gaps are given in."""
-
-ARM_BORDER = 6000.0
-"""Angstrom; where the blue arm of BOSS and of LAMOST hands over to the red one."""
 
 
 class Truth(NamedTuple):
@@ -180,7 +177,7 @@ def _arms(
 ) -> Iterator[Noisy]:
     exposure = expose(1)
     factor = 1 + rng.choice([-1, 1]) * rng.uniform(0.05, 0.20)
-    scale = np.where(grid.wavelength > ARM_BORDER, factor, 1.0)
+    scale = np.where(grid.wavelength > BORDER, factor, 1.0)
     yield (
         exposure._replace(flux=exposure.flux * scale, ivar=exposure.ivar / scale**2, factor=scale),
         {"red_factor": float(factor)},
@@ -212,7 +209,7 @@ def _one_arm(
     truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, recipe: BenchmarkRecipe
 ) -> Iterator[Noisy]:
     exposure = expose(1)
-    blue = grid.wavelength <= ARM_BORDER
+    blue = grid.wavelength <= BORDER
     for arm, removed in (("blue", ~blue), ("red", blue)):
         yield exposure.without(removed), {"arm": arm}
 

@@ -105,12 +105,6 @@ class NoiseFlow(SpectrumNoise):
         found = torch.exp(-2 * alpha) * torch.sigmoid(usual - hit)
         return found if self._observed is None else torch.where(self._used, found, 0.0)
 
-    def normal_share(self, value: Tensor) -> Tensor:
-        """Probability that a pixel's noise is the Gaussian's and no hit, given the spectrum, (..., D)."""
-        xi = self.xi(self.residual(value))
-        usual, hit = self._base_log_probs(xi)
-        return torch.sigmoid(usual - hit)
-
     @torch.no_grad()
     def sample(self, sample_shape: Size = Size()) -> Tensor:
         """Draw spectra, all pixels, observed or not, shape sample_shape + (..., D)."""

@@ -73,7 +73,7 @@ def _information(
 
 def _of_gaussian(flow: NoiseFlow, flux: Tensor, clean: Tensor, slope: Tensor) -> Tensor:
     observed, eps = flow.observed, flow.residual(flux)
-    mean, alpha, d_mean, d_alpha = _conditioner(flow.network, eps)
+    mean, _, d_mean, d_alpha = _conditioner(flow.network, eps)
 
     # A pixel's conditional is Normal(a (s + mean), a exp(alpha)): its centre and log width move with z
     # and log a directly, and through the noise before it, eps = y / a - s. Last dimension: z, log a.
@@ -81,8 +81,7 @@ def _of_gaussian(flow: NoiseFlow, flux: Tensor, clean: Tensor, slope: Tensor) ->
     d_eps = torch.where(observed[..., None], d_eps, 0.0)
     direct = torch.cat([slope, (clean + mean)[..., None]], dim=-1)
     unit = torch.cat([torch.zeros_like(slope), torch.ones_like(mean)[..., None]], dim=-1)
-    usual = flow.normal_share(flux).sqrt()  # a hit says nothing
-    weight = (flow.used * usual * torch.exp(-alpha))[..., None]
+    weight = flow.precision(flux).sqrt()[..., None]  # a hit says nothing
     centre = (direct + _along(d_mean, d_eps)) * weight
     width = (unit + _along(d_alpha, d_eps)) * flow.used[..., None]
     return centre.mT @ centre + 2 * width.mT @ width

@@ -77,7 +77,8 @@ class LatentScan:
         self.klass = filled.nonzero()[:, 0]
         self.templates = torch.cat([model.generator(z) for z in self.z.split(512)])
         if model.passage is not None:
-            self.sample = torch.cat([_far_apart(self.z, self.klass == k) for k in self.klass.unique()])
+            sample = torch.cat([_far_apart(self.z, self.klass == k) for k in self.klass.unique()])
+            self.sample = self.templates[sample]
 
     @torch.no_grad()
     def starts(self, batch: ObservationBatch, count: int) -> Starts:
@@ -163,7 +164,7 @@ class LatentScan:
                     here[:, 0] += velocity / self.model.passage.widths[0]
                     here[:, 1] += ebv / self.model.passage.widths[1]
                     taken = self._taken_back(flux, weight, batch.mask, here)
-                    score, _ = self._compare(batch.free_scale, *taken, count, self.templates[self.sample])
+                    score, _ = self._compare(batch.free_scale, *taken, count, self.sample)
                     score = score.amax(-1) + self.model.passage.log_prob(here)
                     better = score > best
                     best, x = torch.where(better, score, best), torch.where(better[:, None], here, x)

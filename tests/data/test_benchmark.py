@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from bayesspec.data.benchmark import BenchmarkRecipe, build_sets, choose_stars
-from bayesspec.data.corruption import ARM_BORDER, SETS
+from bayesspec.data.corruption import SETS
 from bayesspec.data.library import CLASSES, StarLibrary
 from bayesspec.data.noise import NoiseLibrary
 from bayesspec.evaluation.der_snr import der_snr
 from bayesspec.exceptions import BayesspecError
 from bayesspec.grid import WavelengthGrid, mean_absolute_flux
 from bayesspec.physics.doppler import Shift
-from bayesspec.physics.throughput import extinction_mode
+from bayesspec.physics.throughput import BORDER, extinction_mode
 
 GRID = WavelengthGrid(size=256)
 RECIPE = BenchmarkRecipe(3, 2, (160, 480), (160, 480), (2.0, 5.0, 20.0), (30.0, 100.0), seed=1)
@@ -159,7 +159,7 @@ def test_arms_differ_by_the_factor(sets):
     data, plain = sets["arms"], sets["plain"]
     factor = data.condition["red_factor"]
     assert ((np.abs(factor - 1) >= 0.05) & (np.abs(factor - 1) <= 0.2)).all()
-    red = GRID.wavelength > ARM_BORDER
+    red = GRID.wavelength > BORDER
     np.testing.assert_array_equal(data.star, plain.star)
     step = np.where(red, factor[:, None], 1.0)
     np.testing.assert_allclose(data.truth, step * plain.truth, rtol=1e-6)
