@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 # Loaded on first use, so that the parts without torch (readers, the ArviZ converter) stay light.
 _PUBLIC = {
     "Observation": "bayesspec.observation",
-    "Result": "bayesspec.inference.result",
+    "Result": "bayesspec.results.result",
     "WavelengthGrid": "bayesspec.grid",
     "denoise": "bayesspec.inference.denoise",
     "load_model": "bayesspec.bundle",

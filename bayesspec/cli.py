@@ -125,8 +125,8 @@ def denoise(
     [bold]Example[/bold]: bayesspec denoise spec-*.fits -o out/ --figures
     """
     from .inference.denoise import choose_method
-    from .io.products import ProductWriter
     from .pipeline import denoise_files
+    from .results.products import ProductWriter
     from .terminal import print_summary
 
     chosen = choose_method(method, uncertainty)
@@ -293,7 +293,7 @@ def evaluate(
 
     [bold]Example[/bold]: bayesspec evaluate kang2021 --library stars.fits.gz --noise epochs/ -o out/ --quick
     """
-    from .evaluation.evaluate import evaluate as run
+    from .benchmark.evaluate import evaluate as run
 
     network = _load(model, "cpu")
     tty = sys.stderr.isatty()
@@ -330,9 +330,9 @@ def posterior(
 
     [bold]Example[/bold]: bayesspec bench posterior spec-*.fits -o bench.ecsv
     """
-    from .evaluation.bench import bench_posterior, ratios
+    from .batch import ObservationBatch
+    from .benchmark.bench import bench_posterior, ratios
     from .io import read
-    from .observation import ObservationBatch
     from .terminal import print_table
 
     if overwrite:

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from .distributions import NoiseFlow, RobustNoiseFlow
 from .exceptions import BayesspecError
 from .grid import WavelengthGrid
-from .inference.result import Result
 from .io.bits import SPPIXMASK
-from .io.products import SUMMARY, ProductWriter, written
 from .model import StellarModel
 from .observation import Observation
 from .pipeline import denoise_files
-from .plotting import plot_star, save_figure
+from .results.plotting import plot_star, save_figure
+from .results.products import SUMMARY, ProductWriter, written
+from .results.result import Result
 from .runtime import seeded
 
 __all__ = ["Demonstration", "example_star", "noisy_exposures", "run_demo", "to_sdss"]

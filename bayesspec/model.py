@@ -11,12 +11,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from .batch import ObservationBatch
 from .distributions import LatentPrior, NoiseFlow, RobustNoiseFlow
 from .exceptions import BayesspecError
 from .grid import WavelengthGrid
 from .nn import Encoder, Generator, NoiseNetwork, Passage, ResidualTerm, RobustNoiseNetwork
 from .noise_level import fill_ivar
-from .observation import ObservationBatch
 
 __all__ = ["StellarModel"]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .observation import ObservationBatch
+from .batch import ObservationBatch
 
 __all__ = ["LEAST", "NORMAL_MEDIAN", "fill_ivar", "robust_level"]
 

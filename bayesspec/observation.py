@@ -1,11 +1,11 @@
-"""What travels through the package: one star's exposures, and a batch of stars as tensors."""
+"""One star as it was observed: its exposures, each on its own pixels."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from astropy import units as u
@@ -15,10 +15,7 @@ from .exceptions import ObservationError
 from .grid import Rebinned, WavelengthGrid, flux_unit, rebin
 from .units import per_wavelength, plain_values, to_angstrom, unit_of
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = ["Exposure", "Observation", "ObservationBatch", "printable"]
+__all__ = ["Exposure", "Observation", "printable"]
 
 FULL_COVERAGE = 0.98
 """Share of the grid above which a spectrum counts as complete."""
@@ -230,131 +227,6 @@ class Observation:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class ObservationBatch:
-    """N stars with up to E exposures on the model's grid, as tensors on one device.
-
-    Each exposure is in units of about its own mean |flux| over its observed pixels (`unit_flux`). That is a
-    unit and no more: the exposure's scale is a parameter of the model, and `free_scale` is True, unless the
-    user states the star's scale, which then is the unit (docs: "The scale of an exposure").
-
-    Arguments:
-        flux: (N, E, D), model units, 0 where masked.
-        ivar: (N, E, D), 0 where masked or unknown.
-        mask: (N, E, D), True = bad. Exposures that a star does not have are masked throughout.
-        unit_flux: (N, E), the flux in the star's unit that 1 stands for.
-        free_scale: (N, E), True where the scale is to be inferred.
-        free_index: (2, F), the positions of the True entries: known on the host, so that no device is asked.
-        names: N names.
-
-    Example:
-        >>> import numpy as np
-        >>> star = Observation(np.linspace(3900, 9100, 3000), np.full(3000, 7.0), name="flat")
-        >>> batch = ObservationBatch.from_observations([star], WavelengthGrid())
-        >>> batch.flux.shape, round(float(batch.unit_flux[0, 0]), 6), bool(batch.free_scale.any())
-        (torch.Size([1, 1, 2048]), 7.0, True)
-    """
-
-    flux: torch.Tensor
-    ivar: torch.Tensor
-    mask: torch.Tensor
-    unit_flux: torch.Tensor
-    free_scale: torch.Tensor
-    free_index: torch.Tensor
-    names: tuple[str, ...] = field(default=())
-
-    @classmethod
-    def from_observations(
-        cls,
-        observations: Sequence[Observation],
-        grid: WavelengthGrid,
-        *,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> ObservationBatch:
-        """Rebin, normalise and stack; in float32, as models are, whatever torch's default is.
-
-        Raises:
-            ObservationError: if a star has no observed pixel on the grid, or no flux but zero.
-        """
-        rows = [star.on_grid(grid) for star in observations]
-        if not rows:
-            raise ObservationError("a batch needs at least one observation")
-        depth = max(row[0].flux.shape[0] for row in rows)
-        return cls.from_arrays(
-            *(np.stack([pad_exposures(row[0][k], depth, k == 2) for row in rows]) for k in range(3)),
-            np.stack([pad_exposures(row[1], depth, 1.0) for row in rows]),
-            np.stack([pad_exposures(row[2], depth, False) for row in rows]),
-            names=tuple(star.name for star in observations),
-            device=device,
-            dtype=dtype,
-        )
-
-    @classmethod
-    def from_arrays(
-        cls,
-        flux: NDArray,
-        ivar: NDArray,
-        mask: NDArray,
-        unit_flux: NDArray,
-        free_scale: NDArray,
-        *,
-        names: Sequence[str] = (),
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> ObservationBatch:
-        """A batch from arrays that are on the grid and normalised already; shapes as the attributes'."""
-        import torch
-
-        def tensor(array: NDArray) -> torch.Tensor:
-            kind = dtype or torch.float32
-            return torch.as_tensor(np.ascontiguousarray(array)).to(device=device, dtype=kind)
-
-        observed = ~np.asarray(mask, dtype=bool)
-        free = np.asarray(free_scale, dtype=bool) & observed.any(-1)
-        return cls(
-            tensor(np.where(observed, flux, 0.0)),
-            tensor(np.where(observed, ivar, 0.0)),
-            torch.as_tensor(~observed).to(device),
-            tensor(unit_flux),
-            torch.as_tensor(free).to(device),
-            torch.as_tensor(np.stack(np.nonzero(free))).to(device),
-            tuple(names) or tuple(f"star {n}" for n in range(len(observed))),
-        )
-
-    def __len__(self) -> int:
-        return self.flux.shape[0]
-
-    @property
-    def observed_fraction(self) -> torch.Tensor:
-        """Share of the grid that at least one exposure observed, (N,)."""
-        return (~self.mask).any(-2).to(self.flux.dtype).mean(-1)
-
-    def select(self, index: Sequence[int] | NDArray[np.int64]) -> ObservationBatch:
-        """The stars at these positions, in this order; a star may be taken several times."""
-        import torch
-
-        rows = np.asarray(index, dtype=np.int64)
-        at = torch.as_tensor(rows).to(self.flux.device)
-        tensors = {
-            f.name: getattr(self, f.name)[at] for f in fields(self) if f.name not in ("free_index", "names")
-        }
-        return replace(self.with_tensors(**tensors), names=tuple(self.names[n] for n in rows))
-
-    def with_tensors(self, *, free_scale: torch.Tensor, **tensors: torch.Tensor) -> ObservationBatch:
-        """The batch with other tensors, by name; the positions of free scales follow from `free_scale`."""
-        import torch
-
-        index = torch.stack(torch.nonzero(free_scale, as_tuple=True))
-        return replace(self, **tensors, free_scale=free_scale, free_index=index)
-
-    def to(self, device: torch.device | str) -> ObservationBatch:
-        """The same batch on another device."""
-        return replace(
-            self, **{f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "names"}
-        )
-
-
 def printable(text: str) -> str:
     """Text that any terminal or file can hold: control characters, and bytes that are no UTF-8, spelled out.
 
@@ -401,9 +273,3 @@ def _exposure(
 def _rescale(exposure: Exposure, factor: float, label: str) -> Exposure:
     ivar = None if exposure.ivar is None else exposure.ivar / factor / factor
     return _exposure(exposure.wavelength, exposure.flux * factor, ivar, exposure.mask, label)
-
-
-def pad_exposures(array: NDArray, depth: int, value: float | bool | str) -> NDArray:
-    """An array of exposures, (E, ...), with rows of one value after them, (depth, ...)."""
-    missing = depth - array.shape[0]
-    return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1), constant_values=value)

@@ -10,11 +10,11 @@ from .exceptions import BayesspecError
 from .grid import WavelengthGrid
 from .inference.arguments import check_usable
 from .inference.denoise import denoise
-from .inference.result import Failure, Result
 from .io import read
-from .io.products import ProductWriter
 from .model import StellarModel
 from .observation import Observation, printable
+from .results.products import ProductWriter
+from .results.result import Failure, Result
 
 __all__ = ["denoise_files"]
 

@@ -14,7 +14,7 @@ from astropy import units as u
 from hypothesis import settings
 
 from bayesspec.grid import WavelengthGrid
-from bayesspec.inference.result import Result
+from bayesspec.results.result import Result
 
 settings.register_profile("bayesspec", deadline=None)  # a busy machine is no failure
 settings.load_profile("bayesspec")
@@ -169,8 +169,8 @@ def toy_batch(toy_model):
     import numpy as np
     import torch
 
+    from bayesspec.batch import ObservationBatch
     from bayesspec.distributions import NoiseFlow
-    from bayesspec.observation import ObservationBatch
     from bayesspec.runtime import seeded
 
     n, exposures, size = 4, 3, toy_model.grid.size
@@ -280,8 +280,8 @@ def _smooth_residual(latent_dim):
 def _drawn_stars(model, seed):
     import torch
 
+    from bayesspec.batch import ObservationBatch
     from bayesspec.distributions import RobustNoiseFlow
-    from bayesspec.observation import ObservationBatch
     from bayesspec.runtime import seeded
 
     n, exposures, size = 4, 3, model.grid.size

@@ -18,7 +18,7 @@ from astropy.table import Table
 
 from bayesspec.cli import main
 from bayesspec.exceptions import BayesspecError
-from bayesspec.io.products import SUMMARY
+from bayesspec.results.products import SUMMARY
 
 COMMANDS = ("denoise", "demo", "info", "train", "evaluate")
 
@@ -381,8 +381,8 @@ class TestProcesses:
 
 def test_output_folder_that_goes_away(run, spectra, small_bundle, tmp_path):
     from bayesspec import load_model
-    from bayesspec.io.products import ProductWriter
     from bayesspec.pipeline import denoise_files
+    from bayesspec.results.products import ProductWriter
 
     writer = ProductWriter(tmp_path / "out", list(map(str, spectra)))
     outcomes = denoise_files(spectra, writer, load_model(small_bundle), batch_size=1)
@@ -395,8 +395,8 @@ def test_output_folder_that_goes_away(run, spectra, small_bundle, tmp_path):
 def test_the_summary_is_there_from_the_start(spectra, small_bundle, tmp_path):
     """After each batch it says what there is; in no moment is it half a file."""
     from bayesspec import load_model
-    from bayesspec.io.products import ProductWriter
     from bayesspec.pipeline import denoise_files
+    from bayesspec.results.products import ProductWriter
 
     writer = ProductWriter(tmp_path / "out", list(map(str, spectra)))
     for done, _ in enumerate(denoise_files(spectra, writer, load_model(small_bundle), batch_size=1)):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from bayesspec.batch import ObservationBatch
 from bayesspec.noise_level import fill_ivar, robust_level
-from bayesspec.observation import ObservationBatch
 
 D = 2048
 SHAPE = 1 + 0.8 * torch.cos(torch.linspace(0, 5, D))

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from bayesspec.batch import ObservationBatch
 from bayesspec.exceptions import ObservationError
 from bayesspec.grid import WavelengthGrid
-from bayesspec.observation import Observation, ObservationBatch, printable
+from bayesspec.observation import Observation, printable
 from bayesspec.units import FLUX_DENSITY
 
 GRID = WavelengthGrid(4000.0, 4500.0, 64)

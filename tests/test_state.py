@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from bayesspec import Observation, denoise, load_model
+from bayesspec.batch import ObservationBatch
 from bayesspec.inference import denoise as module
-from bayesspec.observation import ObservationBatch
 from bayesspec.runtime import own_state, seeded
 
 pytestmark = pytest.mark.filterwarnings(

@@ -14,12 +14,12 @@ from pyro import poutine
 from pyro.infer import Predictive, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoDelta
 
+from bayesspec.batch import ObservationBatch
 from bayesspec.bundle import load_model, save_model
 from bayesspec.inference.map import log_joint
 from bayesspec.inference.nuts import enumerated_log_density
 from bayesspec.inference.target import Target
 from bayesspec.model import StellarModel
-from bayesspec.observation import ObservationBatch
 
 
 def values(model, batch, seed=0):

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Size, Tensor, nn
 
-from bayesspec.distributions.spectrum_noise import (
+from .spectrum_noise import (
     HIT_SHARE,
     HIT_WIDTH,
     LOG_HIT,

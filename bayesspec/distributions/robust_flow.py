@@ -11,7 +11,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from bayesspec.distributions.spectrum_noise import (
+from .spectrum_noise import (
     HIT_WIDTH,
     LOG_HIT,
     LOG_USUAL,

@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from bayesspec.batch import ObservationBatch
 from bayesspec.bundle import load_model
 from bayesspec.exceptions import BayesspecError, ObservationError
 from bayesspec.model import StellarModel
-from bayesspec.observation import Observation, ObservationBatch
+from bayesspec.observation import Observation
+from bayesspec.results.diagnostics import PriorTail
+from bayesspec.results.result import Failure, Result
+from bayesspec.results.summary import point_columns, posterior_columns
 from bayesspec.runtime import own_state, progress_bar
 
 from .arguments import LARGEST_SEED, check_options, check_usable, check_whole, read_stars
@@ -25,9 +29,7 @@ from .level import infer_noise_level
 from .map import map_estimate
 from .newton import newton_estimate
 from .nuts import nuts_draws
-from .result import Failure, Result
 from .scan import LatentScan
-from .summary import PriorTail, point_columns, posterior_columns
 
 if TYPE_CHECKING:
     from bayesspec.io import Source

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bayesspec.batch import ObservationBatch
 from bayesspec.distributions.robust_flow import NoiseGiven
 from bayesspec.model import StellarModel
 from bayesspec.nn.residual import WIDTHS
-from bayesspec.observation import ObservationBatch
 
 __all__ = ["Discrepancy", "discrepancy_posterior"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from bayesspec.batch import ObservationBatch
 from bayesspec.model import StellarModel
-from bayesspec.observation import ObservationBatch
 
 from .draws import Draws
 from .importance import TRUSTED, importance_draws

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bayesspec.batch import ObservationBatch
 from bayesspec.model import StellarModel
-from bayesspec.observation import ObservationBatch
 
-from .arviz import pareto_smooth
+from .convergence import pareto_smooth
 from .draws import Draws
 from .newton import Modes, find_modes
 from .proposal import SizedNormal, StudentMixture

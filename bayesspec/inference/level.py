@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from bayesspec.batch import ObservationBatch
 from bayesspec.model import StellarModel
 from bayesspec.noise_level import LEAST, NORMAL_MEDIAN
-from bayesspec.observation import ObservationBatch
 
 from .newton import newton_estimate
 from .scan import LatentScan

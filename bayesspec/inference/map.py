@@ -14,8 +14,8 @@ from pyro.infer.autoguide import AutoDelta
 from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor
 
+from bayesspec.batch import ObservationBatch
 from bayesspec.model import SCALE_WIDTH, StellarModel
-from bayesspec.observation import ObservationBatch
 from bayesspec.runtime import own_random_state
 
 from .scan import LatentScan

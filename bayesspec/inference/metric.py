@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from bayesspec.batch import ObservationBatch
 from bayesspec.distributions import NoiseFlow, RobustNoiseFlow
 from bayesspec.model import StellarModel
 from bayesspec.nn import NoiseNetwork
-from bayesspec.observation import ObservationBatch
 
 __all__ = ["information"]
 

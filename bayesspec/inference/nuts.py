@@ -15,11 +15,11 @@ from pyro import poutine
 from pyro.infer import NUTS, config_enumerate
 from torch import Tensor
 
+from bayesspec.batch import ObservationBatch
 from bayesspec.model import StellarModel
-from bayesspec.observation import ObservationBatch
 from bayesspec.runtime import progress_bar
 
-from .arviz import chain_diagnostics
+from .convergence import chain_diagnostics
 from .draws import Draws
 from .importance import log_volume
 from .lockstep import run_together

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bayesspec.batch import ObservationBatch
 from bayesspec.model import StellarModel
-from bayesspec.observation import ObservationBatch
 
 from .newton import find_modes
 from .scan import LatentScan

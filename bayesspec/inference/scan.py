@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bayesspec.batch import ObservationBatch
 from bayesspec.model import SCALE_WIDTH, StellarModel
 from bayesspec.noise_level import NORMAL_MEDIAN
-from bayesspec.observation import ObservationBatch
 from bayesspec.physics.doppler import SPEED_OF_LIGHT, Shift
 
 __all__ = ["LatentScan", "Starts"]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
+from bayesspec.batch import ObservationBatch
 from bayesspec.model import StellarModel
-from bayesspec.observation import ObservationBatch
 
 __all__ = ["RAMP", "Unseen", "remoteness", "unseen_posterior"]
 

@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bayesspec.data.library import CLASSES, StarLibrary
 from bayesspec.nn import Encoder, Generator
 from bayesspec.nn.isometry import match_unit
 from bayesspec.noise_level import NORMAL_MEDIAN, robust_level
+
+from .library import CLASSES, StarLibrary
 
 __all__ = [
     "FLOOR",

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bayesspec.data.library import StarLibrary
 from bayesspec.nn import Encoder, Generator
 from bayesspec.nn.isometry import isometry_loss, reconstruction_loss, tolerant
 from bayesspec.runtime import seeded
 
+from .library import StarLibrary
 from .loop import minimise
 
 __all__ = ["GeneratorRecipe", "encode", "new_networks", "train_generator"]

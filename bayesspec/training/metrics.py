@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-from bayesspec.data.library import CLASSES, StarLibrary
-from bayesspec.data.noise import NoiseLibrary
 from bayesspec.distributions import NoiseFlow, RobustNoiseFlow
 from bayesspec.nn import Encoder, Generator, NoiseNetwork, RobustNoiseNetwork
 from bayesspec.nn.isometry import reconstruction_loss
+
+from .exposures import NoiseLibrary
+from .library import CLASSES, StarLibrary
 
 __all__ = ["generator_metrics", "noise_metrics"]
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayesspec.data.noise import NoiseLibrary
 from bayesspec.distributions import NoiseFlow
 from bayesspec.nn import NoiseNetwork
 from bayesspec.runtime import seeded
 
+from .exposures import NoiseLibrary
 from .loop import minimise
 
 __all__ = ["NoiseRecipe", "train_noise"]

@@ -12,8 +12,9 @@ from sklearn.base import BaseEstimator
 from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.neighbors import KernelDensity
 
-from bayesspec.data.library import StarLibrary
 from bayesspec.distributions import LatentPrior
+
+from .library import StarLibrary
 
 __all__ = ["PriorRecipe", "fit_prior"]
 

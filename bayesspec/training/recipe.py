@@ -18,15 +18,15 @@ import torch
 from torch import nn
 
 from bayesspec.bundle import load_model, save_model
-from bayesspec.data.library import CLASSES, StarLibrary
-from bayesspec.data.noise import NoiseLibrary
 from bayesspec.exceptions import BayesspecError
 from bayesspec.grid import WavelengthGrid
 from bayesspec.model import StellarModel
 from bayesspec.nn import Encoder, Generator, NoiseNetwork, RobustNoiseNetwork
 from bayesspec.runtime import own_state
 
+from .exposures import NoiseLibrary
 from .generator import GeneratorRecipe, encode, train_generator
+from .library import CLASSES, StarLibrary
 from .metrics import generator_metrics, noise_metrics, robust_noise_metrics
 from .noise import NoiseRecipe, train_noise
 from .passage import PassageRecipe, make_passage

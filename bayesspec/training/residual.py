@@ -12,7 +12,6 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import TruncatedSVD
 from torch import Tensor
 
-from bayesspec.data.library import CLASSES, StarLibrary
 from bayesspec.exceptions import BayesspecError
 from bayesspec.nn import Encoder, Generator, ResidualTerm
 
@@ -26,6 +25,7 @@ from .clean import (
     without_junk,
 )
 from .inflation import inflated, size_spread, to_bulk
+from .library import CLASSES, StarLibrary
 
 __all__ = ["ResidualRecipe", "fit_residual"]
 

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bayesspec.data.noise import NoiseLibrary
 from bayesspec.distributions import RobustNoiseFlow
 from bayesspec.nn import RobustNoiseNetwork
 from bayesspec.noise_level import NORMAL_MEDIAN
 from bayesspec.runtime import seeded
 
+from .exposures import NoiseLibrary
 from .loop import minimise
 
 __all__ = ["RobustNoiseRecipe", "noise_widths", "train_robust_noise"]

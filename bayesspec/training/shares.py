@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayesspec.data.benchmark import BenchmarkRecipe, BenchmarkSet, build_sets
-from bayesspec.data.library import StarLibrary
-from bayesspec.data.noise import NoiseLibrary
+from bayesspec.benchmark.sets import BenchmarkRecipe, BenchmarkSet, build_sets
 from bayesspec.inference.denoise import denoise
 from bayesspec.model import StellarModel
 from bayesspec.nn.residual import WIDTHS
 
 from .clean import Residuals, smooth, without_junk
+from .exposures import NoiseLibrary
+from .library import StarLibrary
 
 __all__ = ["fit_shares", "most_probable_shares"]
 

@@ -9,12 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bayesspec.data.benchmark import BenchmarkRecipe, BenchmarkSet, build_sets
-from bayesspec.data.library import StarLibrary
-from bayesspec.data.noise import NoiseLibrary
+from bayesspec.benchmark.sets import BenchmarkRecipe, BenchmarkSet, build_sets
 from bayesspec.inference.denoise import denoise
 from bayesspec.inference.unseen import remoteness
 from bayesspec.model import StellarModel
+
+from .exposures import NoiseLibrary
+from .library import StarLibrary
 
 __all__ = ["fit_unseen_sizes", "most_probable_sizes"]
 

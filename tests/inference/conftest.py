@@ -9,10 +9,10 @@ import pytest
 @pytest.fixture(scope="session")
 def real_batch(shared_data):
     """Up to seven unseen stars of each class with unseen real noise: whole, gaps, one arm, two exposures."""
-    from bayesspec.data.library import StarLibrary
-    from bayesspec.data.noise import NoiseLibrary
+    from bayesspec.batch import ObservationBatch
     from bayesspec.grid import WavelengthGrid
-    from bayesspec.observation import ObservationBatch
+    from bayesspec.training.exposures import NoiseLibrary
+    from bayesspec.training.library import StarLibrary
 
     grid, rng = WavelengthGrid(), np.random.default_rng(0)
     stars = StarLibrary.read(shared_data / "stars.fits.gz", grid).clean(60).split("test")

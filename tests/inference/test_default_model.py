@@ -8,10 +8,10 @@ import torch
 
 import bayesspec
 from bayesspec import demo
+from bayesspec.batch import ObservationBatch
 from bayesspec.bundle import shipped
 from bayesspec.distributions import RobustNoiseFlow
 from bayesspec.inference.level import infer_noise_level
-from bayesspec.observation import ObservationBatch
 from bayesspec.physics.doppler import Shift
 from bayesspec.physics.throughput import BORDER, extinction_mode
 from bayesspec.runtime import seeded

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from bayesspec import load_model
-from bayesspec.evaluation.sbc import simulate
+from bayesspec.batch import ObservationBatch
+from bayesspec.benchmark.sbc import simulate
 from bayesspec.inference.importance import importance_draws
 from bayesspec.inference.target import Target
-from bayesspec.observation import Observation, ObservationBatch
+from bayesspec.observation import Observation
 
 
 def moments(draws):

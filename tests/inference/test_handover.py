@@ -3,11 +3,11 @@
 import numpy as np
 
 import bayesspec
+from bayesspec.batch import ObservationBatch
 from bayesspec.inference.handover import importance_or_nuts
 from bayesspec.inference.importance import importance_draws
 from bayesspec.inference.nuts import nuts_draws
 from bayesspec.inference.quadrature import quadrature
-from bayesspec.observation import ObservationBatch
 
 
 def test_trusted_stars_are_left_alone(toy_model, toy_batch):

@@ -10,13 +10,13 @@ import pyro
 import pytest
 import torch
 
+from bayesspec.batch import ObservationBatch
 from bayesspec.distributions import NoiseFlow
-from bayesspec.inference.arviz import pareto_smooth
+from bayesspec.inference.convergence import pareto_smooth
 from bayesspec.inference.importance import importance_draws, laplace_mixture
 from bayesspec.inference.newton import find_modes
 from bayesspec.inference.quadrature import quadrature
 from bayesspec.inference.target import Target
-from bayesspec.observation import ObservationBatch
 from bayesspec.runtime import seeded
 
 

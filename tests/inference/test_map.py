@@ -71,8 +71,8 @@ def test_gradient_vanishes(toy_model, toy_batch):
 
 def test_more_exposures_raise_the_evidence_for_the_truth(toy_model):
     """With more exposures of one spectrum the maximum comes closer to its latent."""
+    from bayesspec.batch import ObservationBatch
     from bayesspec.distributions import NoiseFlow
-    from bayesspec.observation import ObservationBatch
     from bayesspec.runtime import seeded
 
     with seeded(11):

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from bayesspec.batch import ObservationBatch
 from bayesspec.distributions import LatentPrior
 from bayesspec.grid import WavelengthGrid
 from bayesspec.inference.quadrature import quadrature
 from bayesspec.model import StellarModel
 from bayesspec.nn import Encoder, NoiseNetwork
-from bayesspec.observation import ObservationBatch
 from bayesspec.runtime import seeded
 
 SIGMA, WIDTH = 0.3, torch.tensor([0.5, 0.8])

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from bayesspec.batch import ObservationBatch
 from bayesspec.inference.scan import APART, LatentScan
-from bayesspec.observation import ObservationBatch
 
 
 def test_finds_the_latent_of_a_noiseless_spectrum(toy_model):

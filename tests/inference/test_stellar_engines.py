@@ -15,8 +15,9 @@ from bayesspec.inference.importance import importance_draws, log_volume
 from bayesspec.inference.map import map_estimate
 from bayesspec.inference.newton import find_modes, newton_estimate
 from bayesspec.inference.nuts import nuts_draws
-from bayesspec.inference.summary import PriorTail, posterior_columns
 from bayesspec.inference.target import Target
+from bayesspec.results.diagnostics import PriorTail
+from bayesspec.results.summary import posterior_columns
 
 
 @pytest.fixture(scope="module")

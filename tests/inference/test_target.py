@@ -10,10 +10,10 @@ import pyro
 import pytest
 import torch
 
+from bayesspec.batch import ObservationBatch
 from bayesspec.distributions import NoiseFlow
 from bayesspec.inference.newton import newton_estimate
 from bayesspec.inference.target import Target
-from bayesspec.observation import ObservationBatch
 from bayesspec.runtime import seeded
 
 

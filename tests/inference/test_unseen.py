@@ -11,8 +11,8 @@ import torch
 
 from bayesspec import Observation
 from bayesspec.inference.denoise import denoise
-from bayesspec.inference.summary import arviz_input, flux_draws
 from bayesspec.inference.unseen import RAMP, Unseen, remoteness, unseen_posterior
+from bayesspec.results.spectra import arviz_input, flux_draws
 
 MEAN, SPREAD = 0.6, 0.4
 

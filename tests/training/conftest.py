@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bayesspec.data.library import StarLibrary
-from bayesspec.data.noise import NoiseLibrary
-from bayesspec.data.split import split_by_hash
+from bayesspec.training.exposures import NoiseLibrary
+from bayesspec.training.library import StarLibrary
+from bayesspec.training.split import split_by_hash
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,10 @@ from astropy.table import Table
 
 import bayesspec
 from bayesspec.bundle import load_model
-from bayesspec.data.library import CLASSES, StarLibrary
-from bayesspec.data.noise import NoiseLibrary
 from bayesspec.exceptions import BayesspecError
 from bayesspec.training import recipe as module
+from bayesspec.training.exposures import NoiseLibrary
+from bayesspec.training.library import CLASSES, StarLibrary
 from bayesspec.training.recipe import Recipe, train
 from bayesspec.training.residual import ResidualRecipe, anchor_counts
 from tests.io.conftest import sdss

@@ -11,8 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayesspec.data.library import StarLibrary
-from bayesspec.data.noise import NoiseLibrary
 from bayesspec.nn import RobustNoiseNetwork
 from bayesspec.nn.residual import WIDTHS
 from bayesspec.training.clean import (
@@ -22,7 +20,9 @@ from bayesspec.training.clean import (
     less_noise_of_the_clean,
     without_junk,
 )
+from bayesspec.training.exposures import NoiseLibrary
 from bayesspec.training.inflation import _ratio, bulk, size_spread, to_bulk
+from bayesspec.training.library import StarLibrary
 from bayesspec.training.metrics import robust_noise_metrics
 from bayesspec.training.recipe import Recipe
 from bayesspec.training.residual import ResidualRecipe, fit_residual

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from bayesspec.data.noise import NoiseLibrary
 from bayesspec.distributions import RobustNoiseFlow
 from bayesspec.nn import RobustNoiseNetwork
+from bayesspec.training.exposures import NoiseLibrary
 from bayesspec.training.robust_noise import RobustNoiseRecipe, noise_widths, train_robust_noise
 
 SHAPE = 1 + 0.5 * np.sin(np.linspace(0, 6, 128))

@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from bayesspec.data.library import CLASSES, StarLibrary
-from bayesspec.data.noise import NoiseLibrary
 from bayesspec.exceptions import BayesspecError
+from bayesspec.training.exposures import NoiseLibrary
 from bayesspec.training.generator import GeneratorRecipe, encode, train_generator
+from bayesspec.training.library import CLASSES, StarLibrary
 from bayesspec.training.metrics import generator_metrics, noise_metrics
 from bayesspec.training.noise import NoiseRecipe, train_noise
 from bayesspec.training.prior import fit_prior

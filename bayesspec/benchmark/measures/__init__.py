@@ -1,0 +1,1 @@
+"""What is measured: losses, coverage, lines, and comparisons with their errors."""

@@ -1,0 +1,103 @@
+"""What is measured on each spectrum of a benchmark set, for any method."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bayesspec.benchmark.sets import BenchmarkSet
+from bayesspec.results.result import Result
+from bayesspec.results.spectra import flux_draws
+from bayesspec.training.library import CLASSES
+
+from .coverage import interval_coverage, pixel_coverage
+from .der_snr import der_snr
+from .lines import LINES, equivalent_width
+from .losses import clean_variance, squared_loss
+
+__all__ = ["Scores", "class_scores", "input_scores", "interval_scores", "spectrum_scores"]
+
+Scores = dict[str, NDArray]
+"""Measures by name, each (N, ...)."""
+
+DRAWS = 500
+"""Spectra of the posterior that the ends of an interval are percentiles of."""
+
+
+def input_scores(data: BenchmarkSet) -> Scores:
+    """Of the input itself, exposures averaged: its loss where it is observed, and DER_SNR.
+
+    With `clean_variance`, of the truth's own noise, and the share of pixels observed.
+    """
+    single, unit = data.single()
+    flux = single.flux * unit[:, None]
+    seen = ~single.mask
+    return {
+        "loss_observed": squared_loss(flux, data.truth, data.truth_mask, seen),
+        "der_snr": der_snr(flux, single.mask),
+        "clean_variance": clean_variance(data.truth_ivar, data.truth_mask),
+        "observed": (seen & ~data.truth_mask).sum(-1) / (~data.truth_mask).sum(-1),
+        **_line_scores(data, flux, single.mask),
+    }
+
+
+def spectrum_scores(data: BenchmarkSet, estimate: NDArray) -> Scores:
+    """Of denoised spectra, (N, D), in the truth's unit: losses, DER_SNR, errors of equivalent widths.
+
+    `loss` is over all pixels that the truth has, `loss_observed` and `loss_missing` over those of them that
+    an exposure has, and has not.
+    """
+    seen = (~data.mask).any(-2)
+    return {
+        "loss": squared_loss(estimate, data.truth, data.truth_mask),
+        "loss_observed": squared_loss(estimate, data.truth, data.truth_mask, seen),
+        "loss_missing": squared_loss(estimate, data.truth, data.truth_mask, ~seen),
+        "der_snr": der_snr(estimate, data.truth_mask),
+        **_line_scores(data, estimate, data.truth_mask),
+    }
+
+
+def class_scores(result: Result) -> Scores:
+    """Class probabilities in the order of `CLASSES`, the class of the joint mode, latents, outlier score."""
+    order = [result.classes.index(name) for name in CLASSES]
+    return {
+        "class_probabilities": result.class_probabilities[:, order],
+        "best_class": np.array([CLASSES.index(result.classes[k]) for k in result.best_class]),
+        "z": result.z,
+        "outlier_score": result.outlier_score,
+        "chi2": result.chi2,
+    }
+
+
+def interval_scores(data: BenchmarkSet, result: Result) -> Scores:
+    """Coverage and width of the posterior's intervals at `LEVELS`, each (N, levels).
+
+    `coverage` is of the star, with the truth's own noise counted against it; `coverage_missing` of the pixels
+    that no exposure has, 0 where there are none; `coverage_measured` of the truth as it was measured, see
+    `interval_coverage`.
+    """
+    names = "coverage", "coverage_missing", "width", "coverage_measured"
+    seen, rows = (~data.mask).any(-2), []
+    for n, star in enumerate(result):
+        draws, ivar, good = flux_draws(star, DRAWS), data.truth_ivar[n], ~data.truth_mask[n]
+        inside, width = pixel_coverage(draws, data.truth[n])
+        missing = good & ~seen[n]
+        hidden = inside[:, missing].mean(-1) if missing.any() else np.zeros(len(inside))
+        variance = np.divide(1.0, ivar, out=np.zeros(ivar.shape), where=ivar > 0)
+        measured = interval_coverage(draws, data.truth[n], data.truth_mask[n], variance=variance).share
+        rows.append((inside[:, good].mean(-1), hidden, width[:, good].mean(-1), measured))
+    return {
+        **{name: np.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)},
+        **{k: v for k, v in result.draws.diagnostics.items() if k in ("pareto_k", "ess_bulk")},
+    }
+
+
+def _line_scores(data: BenchmarkSet, estimate: NDArray, mask: NDArray) -> Scores:
+    """Error of each equivalent width, (N,), Angstrom, and where the truth and the estimate have one."""
+    scores: Scores = {}
+    for name, line in LINES.items():
+        true, has = equivalent_width(data.grid, data.truth, data.truth_mask, line)
+        found, measured = equivalent_width(data.grid, estimate, mask, line)
+        scores[f"ew {name}"] = np.where(has & measured, found - true, 0.0)
+        scores[f"ew {name} measured"] = has & measured
+    return scores

@@ -1,0 +1,117 @@
+"""Noisy and clean spectra in pairs: real stars with the noise of real exposures, to tune opponents on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bayesspec.benchmark.measures.losses import squared_loss
+from bayesspec.exceptions import BayesspecError
+from bayesspec.training.exposures import NoiseLibrary
+from bayesspec.training.library import StarLibrary
+
+from .base import Array, Denoiser
+
+__all__ = ["Pairs", "search"]
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Spectra with noise whose clean spectrum is known.
+
+    Arguments:
+        clean: (N, D), at mean |flux| = 1.
+        known: (N, D), True where the clean spectrum is known.
+        flux: (N, D), with noise; 0 where masked.
+        ivar: (N, D), the pipeline's of that noise; 0 where masked or unknown.
+        mask: (N, D), True = bad.
+        klass: (N,), index of the star's class.
+    """
+
+    clean: NDArray[np.float32]
+    known: NDArray[np.bool_]
+    flux: NDArray[np.float32]
+    ivar: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    klass: NDArray[np.int64]
+
+    @classmethod
+    def draw(
+        cls, stars: StarLibrary, noise: NoiseLibrary, *, per_class: int, seed: int, gaps: float = 0.5
+    ) -> Pairs:
+        """The same number of pairs for each class; stars repeat, with other noise, where a class has few.
+
+        Arguments:
+            stars: Clean spectra.
+            noise: Exposures to take the noise of.
+            per_class: Pairs for each class that the stars have.
+            seed: Of the choice of stars, noise and gaps.
+            gaps: Share of pairs from which one interval is removed, up to half of the grid.
+
+        Raises:
+            BayesspecError: if there is no star or no exposure.
+        """
+        if not (len(stars) and len(noise)):
+            raise BayesspecError(f"pairs need stars and noise, got {len(stars)} and {len(noise)}")
+        rng = np.random.default_rng(seed)
+        chosen = np.concatenate(
+            [
+                np.resize(rng.permutation(np.flatnonzero(stars.klass == c)), per_class)
+                for c in np.unique(stars.klass)
+            ]
+        )
+        n, size = len(chosen), stars.flux.shape[1]
+        exposure = rng.integers(len(noise), size=n)
+
+        width = rng.uniform(0, size / 2, (n, 1)) * (rng.random((n, 1)) < gaps)
+        start = rng.uniform(0, size - width)
+        pixel = np.arange(size)
+        gap = (pixel >= start) & (pixel < start + width)
+        mask = stars.mask[chosen] | noise.mask[exposure] | gap
+        return cls(
+            stars.flux[chosen],
+            ~stars.mask[chosen],
+            np.where(mask, 0, stars.flux[chosen] + noise.residual[exposure]),
+            np.where(mask, 0, noise.ivar[exposure]),
+            mask,
+            stars.klass[chosen],
+        )
+
+    def losses(self, denoiser: Denoiser) -> Array:
+        """Mean squared difference from the clean spectrum over all pixels where that is known, (N,)."""
+        return squared_loss(denoiser.denoise(self.flux, self.ivar, self.mask), self.clean, ~self.known)
+
+    def score(self, denoiser: Denoiser) -> float:
+        """Geometric mean over the classes of their median loss: what opponents are tuned to make small."""
+        losses = self.losses(denoiser)
+        medians = [np.median(losses[self.klass == c]) for c in np.unique(self.klass)]
+        return float(np.exp(np.mean(np.log(np.maximum(medians, 1e-30)))))
+
+
+def search(
+    build: Callable[..., Denoiser], choices: Mapping[str, Sequence[Any]], pairs: Pairs
+) -> dict[str, Any]:
+    """The settings with the smallest score, one setting after the other, twice around.
+
+    Arguments:
+        build: Makes a denoiser of one value for each setting.
+        choices: Values of each setting; the first is where the search begins.
+        pairs: To score on.
+    """
+    best = {name: values[0] for name, values in choices.items()}
+    scores: dict[tuple[Any, ...], float] = {}
+
+    def score(settings: Mapping[str, Any]) -> float:
+        at = tuple(settings.values())
+        if at not in scores:
+            scores[at] = pairs.score(build(**settings))
+        return scores[at]
+
+    for _ in range(2):
+        for name, values in choices.items():
+            best = min(({**best, name: value} for value in values), key=score)
+    return best

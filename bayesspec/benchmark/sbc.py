@@ -1,0 +1,205 @@
+"""Simulation-based calibration and Geweke's joint test: a posterior that is right has to pass both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import ks_1samp, ks_2samp, uniform
+from torch import Tensor
+
+from bayesspec.batch import ObservationBatch
+from bayesspec.inference.draws import Draws
+from bayesspec.model import SCALE_WIDTH, StellarModel
+from bayesspec.runtime import seeded
+
+__all__ = ["Calibration", "Engine", "Truth", "calibrate", "geweke", "simulate"]
+
+TYPICAL_NOISE = 0.1
+"""Noise of simulated stars where the model has to be told of it, in units of the mean flux."""
+
+PATTERNS = 8
+"""Patterns of a residual term that are looked at."""
+
+Engine = Callable[[StellarModel, ObservationBatch, int], Draws]
+"""What is tested: a model, a batch and a seed give draws of the posterior."""
+
+
+class Truth(NamedTuple):
+    """What a simulated star was made of."""
+
+    z: Tensor
+    """(N, L + P + R): z, and after it x and w if the model has them."""
+    log_scale: Tensor
+    """(N, E), 0 where known."""
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Ranks of the truth among posterior draws, in (0, 1): uniform for a posterior that is right.
+
+    Arguments:
+        ranks: By the name of the quantity, each (N,).
+    """
+
+    ranks: dict[str, NDArray[np.float64]]
+
+    def p_values(self) -> dict[str, float]:
+        """Kolmogorov-Smirnov's p of each quantity's ranks against the uniform distribution."""
+        return {name: float(ks_1samp(rank, uniform.cdf).pvalue) for name, rank in self.ranks.items()}
+
+    def passes(self, level: float = 0.01) -> bool:
+        """Whether no quantity is below the level, after Bonferroni's correction for their number."""
+        p = self.p_values()
+        return min(p.values()) * len(p) > level
+
+
+def simulate(
+    model: StellarModel, mask: NDArray[np.bool_], *, seed: int, truth: Truth | None = None
+) -> tuple[ObservationBatch, Truth]:
+    """Draw stars from the model, eqs. (3)-(6): class, latent, scales where they are free, noise.
+
+    Arguments:
+        model: The model.
+        mask: What is not observed, (N, E, D), True = bad; exposures that lack pixels have free scales.
+        seed: Of everything drawn.
+        truth: Draw only the noise, given this.
+    """
+    free = mask.any(-1) & ~mask.all(-1)
+    ones = np.ones(mask.shape[:2])
+    ivar = np.zeros(mask.shape) + (0.0 if model.residual is None else _typical_ivar(model))
+    device = model.class_logits.device
+    batch = ObservationBatch.from_arrays(0 * ivar, ivar, mask, ones, free, device=device)
+    with seeded(seed), torch.no_grad():
+        if truth is None:
+            klass = torch.distributions.Categorical(logits=model.class_logits).sample((len(mask),))
+            scale = SCALE_WIDTH * torch.randn(mask.shape[:2], device=device)
+            parts = [model.prior(klass).sample()]
+            if model.passage is not None:
+                parts.append(model.passage.prior().sample((len(mask),)))
+            parts.append(torch.randn(len(mask), model.residual_dim, device=device))
+            truth = Truth(torch.cat(parts, dim=-1), torch.where(batch.free_scale, scale, 0.0))
+        latents = truth.z[:, None]
+        flow = model.likelihood(latents, model.spectrum(latents), truth.log_scale.exp(), batch)
+        flux = torch.where(batch.mask, 0.0, flow.expand(mask.shape[:2]).sample())
+    return replace(batch, flux=flux), truth
+
+
+def _typical_ivar(model: StellarModel) -> NDArray[np.float64]:
+    """Inverse variance of noise of the usual shape, a tenth of the mean flux, (D,)."""
+    return (TYPICAL_NOISE * model.noise.reference.double().cpu().numpy()) ** -2
+
+
+def calibrate(
+    model: StellarModel,
+    batch: ObservationBatch,
+    truth: Truth,
+    draws: Draws,
+    *,
+    wavelengths: int = 10,
+    seed: int = 0,
+) -> Calibration:
+    """Rank the truth among the draws: each latent, the log-likelihood, and the flux at some wavelengths.
+
+    Draws may be weighted: the rank is the weight of those below the truth, and a random share of ties.
+
+    References:
+        | Talts, Betancourt, Simpson, Vehtari & Gelman 2018, arXiv:1804.06788
+        | Modrak et al. 2023, arXiv:2211.02383: the log-likelihood sees what parameters alone do not
+
+    Arguments:
+        model: The model.
+        batch: N simulated stars.
+        truth: What they were made of.
+        draws: The posterior that is tested.
+        wavelengths: Number of pixels, evenly spread, whose flux is ranked.
+        seed: Of the share of what is equal.
+    """
+    n, latent = truth.z.shape
+    weight = np.ones(draws.log_density.shape) if draws.log_weight is None else np.exp(draws.log_weight)
+    weight = weight.reshape(n, -1)
+    z = torch.as_tensor(draws.latents.reshape(n, -1, latent)).to(truth.z)
+    log_scale = torch.as_tensor(draws.log_scale.reshape(n, z.shape[1], -1)).to(truth.z)
+    pixels = np.linspace(0, model.grid.size - 1, wavelengths + 2).astype(int)[1:-1]
+
+    every = [_quantities(model, batch.select([k]), z[k], log_scale[k], pixels) for k in range(n)]
+    true = [
+        _quantities(model, batch.select([k]), truth.z[[k]], truth.log_scale[[k]], pixels) for k in range(n)
+    ]
+    share = np.random.default_rng(seed).random(n)
+    return Calibration(
+        {
+            name: np.array([_rank(every[k][name], true[k][name][0], weight[k], share[k]) for k in range(n)])
+            for name in true[0]
+        }
+    )
+
+
+def geweke(
+    model: StellarModel, mask: NDArray[np.bool_], engine: Engine, *, sweeps: int = 3, seed: int = 0
+) -> dict[str, float]:
+    """Geweke's joint test: p values of each latent, the log prior, and each free scale, after some sweeps.
+
+    Stars are drawn from the model; then, in turn, a latent is drawn from the posterior and a spectrum from
+    the noise. If the posterior belongs to the model the latents are still draws from the prior after any
+    number of sweeps; any mistake is made again in each sweep, and adds up.
+
+    References:
+        | Geweke 2004, JASA 99, 799
+
+    Arguments:
+        model: The model.
+        mask: What is not observed, (N, E, D), see `simulate`: one chain for each of the N stars.
+        engine: The posterior that is tested.
+        sweeps: How often.
+        seed: Of everything random.
+    """
+    batch, truth = simulate(model, mask, seed=seed)
+    for sweep in range(1, sweeps + 1):
+        z, log_scale = engine(model, batch, seed + sweep).resample(1, seed=seed + sweep)
+        truth = Truth(
+            torch.as_tensor(z[:, 0]).to(truth.z),
+            torch.where(batch.free_scale, torch.as_tensor(log_scale[:, 0]).to(truth.z), 0.0),
+        )
+        batch, _ = simulate(model, mask, seed=seed + 1000 * sweep, truth=truth)
+    # The law to compare with, from four times as many stars that no engine has seen.
+    _, prior = simulate(model, np.repeat(mask, 4, axis=0), seed=seed + 1)
+    here, there = _marginals(model, truth), _marginals(model, prior)
+    return {name: float(ks_2samp(here[name], there[name]).pvalue) for name in here}
+
+
+@torch.no_grad()
+def _quantities(
+    model: StellarModel, star: ObservationBatch, z: Tensor, log_scale: Tensor, pixels: NDArray[np.int64]
+) -> dict[str, NDArray]:
+    spectrum = model.spectrum(z)
+    values = _by_name(model, z)
+    values["log_likelihood"] = model.log_likelihood(star, z[:, None], log_scale[:, None])[:, 0]
+    values |= {f"flux at {model.grid.wavelength[p]:.0f}": spectrum[:, p] for p in pixels}
+    return {name: value.cpu().numpy() for name, value in values.items()}
+
+
+def _by_name(model: StellarModel, latents: Tensor) -> dict[str, Tensor]:
+    """Every latent, of the residual term the size and the first patterns."""
+    names = [f"z{d + 1}" for d in range(model.latent_dim)]
+    names += [] if model.passage is None else model.passage.names
+    names += ["h", *(f"w{k + 1}" for k in range(PATTERNS))]
+    return dict(zip(names, latents.unbind(-1), strict=False))
+
+
+def _rank(draws: NDArray, true: float, weight: NDArray, share: float) -> float:
+    below, equal = weight[draws < true].sum(), weight[draws == true].sum()
+    return float((below + share * equal) / weight.sum())
+
+
+@torch.no_grad()
+def _marginals(model: StellarModel, truth: Truth) -> dict[str, NDArray]:
+    values = _by_name(model, truth.z)
+    values["log_prior"] = model.log_joint_classes(truth.z).logsumexp(-1)
+    free = truth.log_scale.abs().sum(0) > 0
+    values |= {f"log_scale{e + 1}": truth.log_scale[:, e] for e in free.nonzero()[:, 0].tolist()}
+    return {name: value.cpu().numpy() for name, value in values.items()}

@@ -1,1 +1,0 @@
-"""Is it right? Stars of the model whose truth is known, and what a correct posterior makes of them."""

@@ -1,0 +1,163 @@
+"""What there is to doubt in a star: how rare it is, what the model does not describe, and in words."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Size, Tensor
+
+from bayesspec.batch import ObservationBatch
+from bayesspec.distributions import NoiseFlow, RobustNoiseFlow
+from bayesspec.model import StellarModel
+from bayesspec.runtime import seeded
+
+__all__ = ["PriorTail", "doubts", "features", "notes", "significance"]
+
+RARE = 1e-3
+"""Outlier score below which a star is said to be outside its class."""
+
+EXCESS_NOISE = 4.0
+"""Mean square of the whitened noise above which it is said that the model does not describe the data."""
+
+R_HAT, ESS, PARETO_K = 1.01, 400.0, 0.7
+"""What chains, and weights, must keep to be trusted (Vehtari et al. 2021, 2024)."""
+
+APART = 0.03
+"""Log ratio of the arms above which it is said that they do not join."""
+
+UNFINISHED = 0.1
+"""Gain in log density that one more step promises, above which a maximum is said not to be one."""
+
+MISFIT_SPREAD = 0.12
+"""Scatter of `chi2` about 1 among unseen stars, where the model knows the noise."""
+
+CURVES = 8
+"""Polynomials of the wavelength, from a constant on, that make a smooth curve: no line, no band."""
+
+FEATURES_SPREAD = 0.12
+"""Scatter about 1 of how strong lines and bands of their kind are in unseen stars, beside its error."""
+
+FAINT, FAINT_SPREAD = 50.0, 10.0
+"""Significance of a whole spectrum below which there may be no star in it: S/N 1 in each of 2500 pixels."""
+
+
+class PriorTail:
+    """How rare a star is in its class: the share of the class's own draws that are less probable.
+
+    With a residual term a star is rarer the larger its residuals are for its kind, too: beside the density of
+    z counts that of the size h, where it is above the usual.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: StellarModel, seed: int, draws: int = 4096) -> None:
+        self.model, self.prior = model, model.prior
+        prior = model.prior
+        with seeded(seed):
+            every = torch.arange(len(model.classes), device=model.class_logits.device)
+            drawn = prior(every).sample((draws,)).unbind(1)
+            size = torch.randn(draws, min(1, model.residual_dim), device=every.device)
+        # Each class by itself: the density of all classes at once would be asked for every class's draws.
+        density = [prior.of_class(k, Size([draws])) for k in range(len(drawn))]
+        self.sorted = torch.stack(
+            [(own.log_prob(z) + _log_size(size)).sort().values for own, z in zip(density, drawn, strict=True)]
+        )
+
+    def __call__(self, z: Tensor, klass: Tensor) -> Tensor:
+        """The score of latents (N, L + P + R) in classes (N,)."""
+        z, _, w = self.model.parts(z)
+        density = self.prior(klass).log_prob(z) + _log_size(w[..., :1])
+        below = torch.searchsorted(self.sorted[klass], density[:, None]).squeeze(-1)
+        return (below + 1) / (self.sorted.shape[-1] + 1)
+
+
+def _log_size(h: Tensor) -> Tensor:
+    """Log density of sizes (..., 1) above the usual, (...), up to a constant; 0 of none, (..., 0)."""
+    return -0.5 * h.clamp_min(0.0).square().sum(-1)
+
+
+def significance(flow: NoiseFlow | RobustNoiseFlow, batch: ObservationBatch) -> Tensor:
+    """The spectrum's amplitude in units of its error, (N,), if nothing but the amplitude were free."""
+    weight = flow.precision(batch.flux)  # a cosmic ray has none
+    power = (weight * flow.loc.square()).sum((-2, -1))
+    seen = torch.where(batch.mask, 0.0, batch.flux) / flow.scale[..., None]
+    return (weight * flow.loc * seen).sum((-2, -1)) / power.clamp_min(1e-12).sqrt()
+
+
+def features(
+    model: StellarModel, batch: ObservationBatch, flow: NoiseFlow | RobustNoiseFlow, zx: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How strong the lines and bands of its kind are in a spectrum, (N,), and the error of that, (N,).
+
+    By least squares, beside a smooth curve, which may be anything: what stars like it have on average, given
+    z and x, counts 1 in a star. A straight line, a step or a galaxy can be fitted well, but by a w that takes
+    these lines away.
+    """
+    usual = model.spectrum(torch.cat([zx, zx.new_zeros(len(zx), model.residual_dim)], dim=-1))
+    precision = flow.precision(batch.flux)  # a cosmic ray has none
+    total = precision.sum(-2)
+    seen = torch.where(batch.mask, 0.0, batch.flux) / flow.scale[..., None]
+    seen = (precision * seen).sum(-2) / total.clamp_min(1e-12)
+
+    # Chebyshev's polynomials.
+    angle = torch.linspace(-1, 1, model.grid.size, device=zx.device, dtype=zx.dtype).acos()
+    curves = (angle[:, None] * torch.arange(CURVES, device=zx.device)).cos()
+    if model.passage is not None:  # a step between the arms is no line either
+        curves = torch.cat([curves, model.passage.curves.to(zx.dtype).T[:, 1:2]], dim=-1)
+    smooth = torch.linalg.qr(total.sqrt()[..., None] * curves).Q
+
+    def beside(spectrum: Tensor) -> Tensor:
+        weighted = (total.sqrt() * spectrum)[..., None]
+        return (weighted - smooth @ (smooth.mT @ weighted))[..., 0]
+
+    pattern = beside(usual)
+    power = pattern.square().sum(-1).clamp_min(1e-12)
+    return (pattern * beside(seen)).sum(-1) / power, power.rsqrt()
+
+
+def doubts(rarity: Tensor, chi2: Tensor, signal: Tensor, features: Tensor, error: Tensor) -> Tensor:
+    """How probable it is, (4, N), that a star of its class is stranger than this one in each of four ways.
+
+    Rare for its class; not described by the model; hardly there at all; without the lines of its kind.
+    """
+    return torch.stack(
+        [
+            rarity,
+            torch.special.ndtr((1 - chi2) / MISFIT_SPREAD),
+            torch.special.ndtr((signal - FAINT) / FAINT_SPREAD),
+            torch.special.ndtr((features - 1) / (error.square() + FEATURES_SPREAD**2).sqrt()),
+        ]
+    )
+
+
+def notes(
+    chi2: float, outlier: float, signal: float, lacking: float, step: float, diagnostics: dict[str, float]
+) -> tuple[str, ...]:
+    """What there is to say; `lacking` is how strong the lines are where that is the reason, else NaN."""
+    said = []
+    if signal < FAINT:
+        said.append(f"hardly a signal: {max(signal, 0.0):.0f} times its error, all pixels together")
+    elif outlier < RARE and not np.isnan(lacking):
+        said.append(f"outside its class: lines and bands of its kind have {lacking:.2f} of their strength")
+    elif outlier < RARE:
+        said.append(f"outside its class: stars rarer than this have probability {outlier:.1g}")
+    if chi2 > EXCESS_NOISE:
+        said.append(f"outside the model: the noise is {np.sqrt(chi2):.1f} times as large as the model's")
+    if abs(step) > APART:
+        said.append(
+            f"arms do not join: beside the blue one the red one is {np.exp(step):.2f} times what it should be"
+        )
+    if (gain := diagnostics.get("promise", 0.0)) > UNFINISHED:
+        said.append(f"the climb has not ended: one more step promises {gain:.1g} in log density")
+    if diagnostics.get("budget_spent", False):
+        said.append("NUTS has spent its budget of densities")
+    if diagnostics.get("r_hat", 1.0) >= R_HAT:
+        said.append(f"chains disagree: R-hat {diagnostics['r_hat']:.3f}")
+    by_chains = diagnostics.get("handed_over", "r_hat" in diagnostics)
+    if by_chains and (ess := min(diagnostics["ess_bulk"], diagnostics["ess_tail"])) <= ESS:
+        said.append(f"few effective draws: {ess:.0f}")
+    if diagnostics.get("divergences", 0):
+        said.append(f"{diagnostics['divergences']:.0f} divergences")
+    if diagnostics.get("pareto_k", 0.0) > PARETO_K:
+        instead = ": drawn by NUTS instead" if diagnostics.get("handed_over") else ""
+        said.append(f"weights not to be trusted, Pareto k {diagnostics['pareto_k']:.2f}{instead}")
+    return tuple(said)

@@ -1,0 +1,368 @@
+"""What inference returns: clean spectra and classes, in the units of the input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+
+import numpy as np
+from astropy import units as u
+from astropy.table import Column, Table
+from numpy.typing import NDArray
+
+from bayesspec.exceptions import BayesspecError
+from bayesspec.grid import Rebinned, WavelengthGrid
+from bayesspec.observation import printable
+
+if TYPE_CHECKING:
+    from arviz import InferenceData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from specutils import Spectrum
+    from xarray import DataTree
+
+    from bayesspec.inference.draws import Draws
+    from bayesspec.model import StellarModel
+
+__all__ = ["Failure", "Result"]
+
+Array = NDArray[np.floating[Any]]
+
+INTERVAL_DRAWS = 1000
+"""Equally probable draws whose percentiles are the ends of an interval."""
+
+_PER_STAR_ARRAYS = (
+    "model_flux",
+    "unit_flux",
+    "z",
+    "class_probabilities",
+    "best_class",
+    "log_density",
+    "scale",
+    "exposure_unit",
+    "observed_flux",
+    "observed_ivar",
+    "observed_mask",
+    "chi2",
+    "used_fraction",
+    "observed_fraction",
+    "outlier_score",
+    "model_flux_std",
+    "w",
+    "x",
+    "passage",
+    "passage_std",
+    "model_rest_flux",
+    "residual_share",
+)
+_PER_STAR_TUPLES = ("names", "units", "warnings")
+
+
+class Failure(NamedTuple):
+    """An input without a result: its position in the input, its name, and why."""
+
+    position: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """N stars, denoised: `res[i]` is one of them, `len(res)` is N.
+
+    Arrays are those of the model, on its grid and in its units; properties and methods speak the units of the
+    input. Exposure e of a star is `scale[e] * (model_flux + noise)`, times `exposure_unit[e]` in flux units.
+
+    Arguments:
+        method: Name of the inference method.
+        model_name: Name of the model's bundle.
+        grid: Wavelength grid of the model.
+        classes: Names of the K classes.
+        names: Names of the stars.
+        units: Flux unit of each star's input.
+        model_flux: Clean spectra, (N, D), in units of their mean |flux|.
+        unit_flux: The flux that 1 stands for, (N,), in the star's unit.
+        z: Latents, (N, L).
+        class_probabilities: (N, K), rows sum to 1: p(C | y), the mean of p(C | z) over the posterior of z;
+            for `map`, whose posterior is a point, p(C | z) there.
+        best_class: Index of the most probable class, (N,); for `map` that of the joint maximum, eq. (7).
+        log_density: log p(y, z, C) at the latents and best class, (N,); of draws, their mean log p(y, z).
+        scale: Scale of each exposure relative to its own mean |flux|, (N, E); 1 where it is known.
+        exposure_unit: The flux by which each exposure was divided, (N, E), in the star's unit.
+        observed_flux: Exposures as the model saw them, (N, E, D), divided by `exposure_unit`; 0 where masked.
+        observed_ivar: Their inverse variance, (N, E, D); 0 where masked or unknown.
+        observed_mask: True = bad, (N, E, D); throughout for exposures that a star does not have.
+        chi2: Mean square of the whitened noise over the terms used, (N,); 1 where the noise is the model's.
+        used_fraction: Share of the likelihood's terms that eq. (16) used, (N,).
+        observed_fraction: Share of the grid that at least one exposure observed, (N,).
+        outlier_score: Probability of latents rarer than this one in its class, (N,); small = outlier. With a
+            residual term it is also small for what the model does not describe, what is hardly there, and
+            what lacks the lines and bands of its kind.
+        failures: Inputs that have no result.
+        warnings: For each star, what to look at.
+        model_version: Version of the bundle.
+        model_flux_std: Standard deviation of `model_flux`, (N, D); None if the method gives none.
+        draws: Draws from the posterior; None if the method gives none.
+        model: The model, which decodes the draws.
+        x: Latents of velocity and throughput, (N, P), see `Passage`; P = 0 for a model without a passage.
+        passage: What they stand for, (N, P): km/s, magnitudes, log factors on the flux.
+        passage_std: Their standard deviations, (N, P); None if the method gives none.
+        model_rest_flux: Spectra at rest without dust and flux-calibration error, (N, D), beside `model_flux`.
+        w: Latents of the residual term, (N, R); R = 0 for a model without.
+        residual_share: Of what G(z) leaves of the observed flux, squared, the share that the model takes for
+            the star's and not for noise, (N,); 0 for a model without residual term.
+
+    Example:
+        >>> import bayesspec, numpy as np
+        >>> star = bayesspec.Observation(np.linspace(3900, 9100, 4000), np.ones(4000), name="flat")
+        >>> res = bayesspec.denoise(star)
+        >>> len(res), res.flux.shape, res.class_probabilities.shape
+        (1, (1, 2048), (1, 10))
+    """
+
+    method: str
+    model_name: str
+    grid: WavelengthGrid
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    units: tuple[u.UnitBase, ...]
+    model_flux: Array
+    unit_flux: Array
+    z: Array
+    class_probabilities: Array
+    best_class: NDArray[np.int64]
+    log_density: Array
+    scale: Array
+    exposure_unit: Array
+    observed_flux: Array
+    observed_ivar: Array
+    observed_mask: NDArray[np.bool_]
+    chi2: Array
+    used_fraction: Array
+    observed_fraction: Array
+    outlier_score: Array
+    failures: tuple[Failure, ...] = ()
+    warnings: tuple[tuple[str, ...], ...] = ()
+    model_version: str = ""
+    model_flux_std: Array | None = None
+    draws: Draws | None = None
+    model: StellarModel | None = None
+    w: Array | None = None
+    x: Array | None = None
+    passage: Array | None = None
+    passage_std: Array | None = None
+    model_rest_flux: Array | None = None
+    residual_share: Array | None = None
+
+    def __post_init__(self) -> None:
+        if not self.warnings:
+            object.__setattr__(self, "warnings", ((),) * len(self))
+        object.__setattr__(self, "failures", tuple(Failure(*failure) for failure in self.failures))
+        for name in (*_PER_STAR_ARRAYS, *_PER_STAR_TUPLES):
+            value = getattr(self, name)
+            if value is not None and len(value) != len(self):
+                raise ValueError(f"{name} has {len(value)} rows for {len(self)} stars")
+
+    @property
+    def wavelength(self) -> NDArray[np.float64]:
+        """Wavelengths of the spectra, (D,), vacuum Angstrom."""
+        return self.grid.wavelength
+
+    @property
+    def latents(self) -> Array:
+        """z and after it x and w, (N, L + P + R)."""
+        return np.concatenate([part for part in (self.z, self.x, self.w) if part is not None], axis=-1)
+
+    @property
+    def flux(self) -> NDArray[np.float64]:
+        """Clean spectra, (N, D), each in its input's flux unit."""
+        return self.model_flux * self._unit
+
+    @property
+    def rest_flux(self) -> NDArray[np.float64] | None:
+        """The star at rest, dust and flux-calibration error taken off, (N, D), in its input's flux unit."""
+        return None if self.model_rest_flux is None else self.model_rest_flux * self._unit
+
+    @property
+    def flux_std(self) -> NDArray[np.float64] | None:
+        """Posterior standard deviation of `flux`, (N, D); None for `map`."""
+        return None if self.model_flux_std is None else self.model_flux_std * self._unit
+
+    @property
+    def _unit(self) -> NDArray[np.float64]:
+        """`unit_flux`, (N, 1), in double precision: single holds no inverse variance of a flux of 1e-20."""
+        return self.unit_flux[:, None].astype(float)
+
+    def interval(self, level: float = 0.9) -> tuple[Array, Array]:
+        """Lower and upper end of the posterior interval of `flux`, each (N, D): its central `level`.
+
+        Raises:
+            BayesspecError: if `level` is not between 0 and 1; for `map`, which is one point of the posterior.
+        """
+        from .spectra import flux_draws
+
+        if not (isinstance(level, Real) and 0 < level < 1):
+            raise BayesspecError(f"the level of an interval is between 0 and 1, such as 0.9, not {level!r}")
+        self._need_draws(f"there is no {level:.0%} interval")
+        tail = 50 * (1 - level)
+        ends = [np.percentile(flux_draws(star, INTERVAL_DRAWS), (tail, 100 - tail), axis=0) for star in self]
+        lower, upper = np.stack(ends, axis=1)
+        return lower, upper
+
+    def to_arviz(self, i: SupportsIndex = 0) -> InferenceData | DataTree:
+        """Posterior of star i for ArviZ: an `InferenceData` of ArviZ 0.x, a `DataTree` of ArviZ 1.x.
+
+        Groups, dimensions and coordinates: see `bayesspec.results.arviz.to_arviz`. Weighted draws are
+        resampled to as many of equal weight, in four chains; the attribute `draws` says so.
+
+        Raises:
+            BayesspecError: for `map`, which is one point of the posterior.
+        """
+        from .arviz import to_arviz
+        from .spectra import arviz_input
+
+        self._need_draws("there is nothing for ArviZ")
+        return to_arviz(arviz_input(self[i]))
+
+    def _need_draws(self, consequence: str) -> None:
+        if self.draws is None or self.model is None:
+            raise BayesspecError(
+                f"method={self.method!r} gives the point of highest density, not a posterior, so "
+                f"{consequence}; denoise with uncertainty=True, which is method='importance'"
+            )
+
+    @cached_property
+    def observed(self) -> Rebinned:
+        """What was observed of each star: flux, ivar, mask (True = no exposure saw the pixel), each (N, D).
+
+        Exposures are brought to the star's scale and averaged by inverse variance; where an exposure's is not
+        known, all count alike and the ivar is 0. In the star's flux unit, 0 where the mask is True.
+        """
+        seen = ~self.observed_mask
+        scale = np.where(self.scale > 0, self.scale, 1.0).astype(float)[..., None]
+        ivar = np.where(seen, self.observed_ivar * scale**2, 0.0)
+        known = (~seen | (ivar > 0)).all(-2, keepdims=True)
+
+        weight = np.where(known, ivar, seen)
+        total = weight.sum(-2)
+        flux = (weight * np.where(seen, self.observed_flux / scale, 0.0)).sum(-2)
+        flux = np.divide(flux, total, out=np.zeros_like(flux), where=total > 0)
+        ivar = np.where(known, ivar, 0.0).sum(-2)
+        return Rebinned(flux * self._unit, ivar / self._unit**2, ~seen.any(-2))
+
+    @property
+    def table(self) -> Table:
+        """One row per star.
+
+        Columns: name; class and probability, of the best class; scale and unit, mean |flux| of the clean
+        spectrum over the grid; exposures, how many have an observed pixel; velocity_offset and ebv_excess,
+        what the star has beyond the stars of the library, with errors where there are draws; chi2,
+        outlier_score, observed_fraction, used_fraction, log_density, residual_share, see `Result`; how far
+        the draws can be trusted, see `Draws`; warnings, what to look at.
+        """
+        rows = np.arange(len(self))
+        return Table(
+            {
+                "name": np.array(self.names, dtype=str),
+                "class": np.array(self.classes, dtype=str)[self.best_class],
+                "probability": self.class_probabilities[rows, self.best_class],
+                "scale": np.abs(self.flux).mean(-1),
+                "unit": np.array([unit.to_string() for unit in self.units], dtype=str),
+                "exposures": (~self.observed_mask).any(-1).sum(-1),
+                "chi2": self.chi2,
+                "outlier_score": self.outlier_score,
+                "observed_fraction": self.observed_fraction,
+                "used_fraction": self.used_fraction,
+                "log_density": self.log_density,
+                **self._passage_columns(),
+                **({} if self.residual_share is None else {"residual_share": self.residual_share}),
+                **({} if self.draws is None else self.draws.diagnostics),
+                "warnings": np.array(["; ".join(notes) for notes in self.warnings], dtype=str),
+            },
+            meta={"method": self.method, "model": self.model_name},
+        )
+
+    def _passage_columns(self) -> dict[str, Column]:
+        """Velocity and reddening beyond those of the library's stars, and their errors."""
+        if self.passage is None or not self.passage.shape[-1]:
+            return {}
+        columns = {}
+        for k, (name, unit) in enumerate((("velocity_offset", u.km / u.s), ("ebv_excess", u.mag))):
+            columns[name] = Column(self.passage[:, k], unit=unit)
+            if self.passage_std is not None:
+                columns[f"{name}_err"] = Column(self.passage_std[:, k], unit=unit)
+        return columns
+
+    def to_spectrum(self, i: SupportsIndex = 0) -> Spectrum:
+        """Star i as a specutils `Spectrum`, with the standard deviation if the method gives one.
+
+        Its mask is True where no exposure saw the pixel, so that the flux is the model's guess. `meta` is
+        the star's row of `table`, `warnings` among it.
+        """
+        import specutils
+        from astropy.nddata import StdDevUncertainty
+
+        star = self[i]
+        kind = getattr(specutils, "Spectrum", None) or specutils.Spectrum1D
+        std = star.flux_std
+        return kind(
+            spectral_axis=self.wavelength * u.AA,
+            flux=star.flux[0] * star.units[0],
+            uncertainty=None if std is None else StdDevUncertainty(std[0] * star.units[0]),
+            mask=star.observed.mask[0],
+            meta=dict(zip(star.table.colnames, star.table[0], strict=True)),
+        )
+
+    def write(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a FITS table per star and `summary.ecsv`, failures included, into the folder `path`.
+
+        Raises:
+            BayesspecError: if one of these files is there and `overwrite` is False.
+        """
+        from .products import write_products
+
+        return write_products(self, path, overwrite=overwrite)
+
+    def plot(self, i: SupportsIndex = 0, ax: Axes | None = None) -> Figure:
+        """Figure of star i: observed and clean spectrum, residuals, classes; on `ax` the spectra alone."""
+        from .plotting import plot_spectra, plot_star
+
+        star = self[i]
+        if ax is None:
+            return plot_star(star)
+        plot_spectra(ax, star)
+        return ax.figure
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[Result]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: SupportsIndex | slice | NDArray[Any]) -> Result:
+        if isinstance(index, slice):
+            rows = np.arange(len(self))[index]
+        else:
+            rows = np.atleast_1d(np.arange(len(self))[np.asarray(index)])
+        arrays = {n: getattr(self, n)[rows] for n in _PER_STAR_ARRAYS if getattr(self, n) is not None}
+        tuples = {n: tuple(getattr(self, n)[row] for row in rows) for n in _PER_STAR_TUPLES}
+        draws = None if self.draws is None else self.draws.select(rows)
+        return replace(self, **arrays, **tuples, draws=draws, failures=())
+
+    def __repr__(self) -> str:
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        plural = "s" * (len(self) != 1)
+        head = f"<Result: {len(self)} star{plural} by {self.method} with {self.model_name}{failed}"
+        rows = [
+            f"  {printable(row['name'])}: {row['class']} ({row['probability']:.2f})"
+            + "".join(f"; {note}" for note in notes)
+            for row, notes in zip(self[:10].table, self.warnings[:10], strict=True)
+        ]
+        flagged = sum(map(bool, self.warnings[10:]))
+        more = f", {flagged} of them with warnings" if flagged else ""
+        rows += [f"  ... {len(self) - 10} more{more}"] if len(self) > 10 else []
+        return "\n".join([head, *rows]) + ">"

@@ -1,0 +1,197 @@
+"""From a mode or from draws to the columns of a `Result`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bayesspec.batch import ObservationBatch
+from bayesspec.inference.discrepancy import discrepancy_posterior
+from bayesspec.inference.draws import Draws
+from bayesspec.inference.map import MapEstimate
+from bayesspec.inference.target import Target
+from bayesspec.inference.unseen import unseen_posterior
+from bayesspec.model import StellarModel
+from bayesspec.nn.passage import ARMS
+
+from .diagnostics import PriorTail, doubts, features, notes, significance
+
+__all__ = ["point_columns", "posterior_columns"]
+
+ROWS = 512
+"""Latents that are decoded at once."""
+
+
+@torch.no_grad()
+def point_columns(
+    model: StellarModel, batch: ObservationBatch, estimate: MapEstimate, rarity: PriorTail
+) -> dict[str, Any]:
+    """Columns of a result whose method gives one point of the posterior."""
+    columns = {
+        "latents": estimate.z,
+        "class_probabilities": model.log_joint_classes(estimate.z).softmax(-1),
+        "best_class": estimate.klass,
+        "log_density": estimate.log_density,
+        "scale": estimate.log_scale.exp(),
+        "outlier_score": rarity(estimate.z, estimate.klass),
+    }
+    spectrum = model.spectrum(estimate.z)
+    found = discrepancy_posterior(model, batch, estimate.z, columns["scale"])
+    if found is not None:
+        spectrum = spectrum + found.mean
+    promise = estimate.promise
+    if promise.isnan().any():
+        promise = torch.where(promise.isnan(), _promise(model, batch, estimate), promise)
+    return _columns(model, batch, spectrum, columns, {"promise": promise.cpu().numpy()})
+
+
+def _promise(model: StellarModel, batch: ObservationBatch, estimate: MapEstimate) -> Tensor:
+    """Gain in log density, (N,), of one step of Newton's from where a first-order engine has stopped."""
+    target = Target(model, batch, "joint")
+    theta = target.join(estimate.z, estimate.log_scale)
+    _, gradient = target.gradient(theta)
+    return 0.5 * (gradient * torch.linalg.solve(target.metric(theta), gradient)).sum(-1)
+
+
+@torch.no_grad()
+def posterior_columns(
+    model: StellarModel, batch: ObservationBatch, draws: Draws, rarity: PriorTail
+) -> dict[str, Any]:
+    """Columns of a result whose method gives draws: posterior means and standard deviations.
+
+    The mean and width of the flux are those of the product of spectrum and scale, which the data determine,
+    not of the factors.
+    """
+    count = draws.log_density[0].size
+    device = batch.flux.device
+    latents = torch.as_tensor(draws.latents).reshape(len(draws), count, -1).to(device)
+    log_scale = torch.as_tensor(draws.log_scale).reshape(len(draws), count, -1).to(device)
+    log_density = torch.as_tensor(draws.log_density).reshape(len(draws), count).to(latents)
+    weight = torch.full((len(draws), count), 1.0 / count, device=device)
+    if draws.log_weight is not None:
+        weight = torch.as_tensor(draws.log_weight).reshape(len(draws), count).exp().to(weight)
+
+    centre = torch.einsum("ns,nsl->nl", weight, latents)
+    _, away, _ = model.parts(latents - centre[:, None])
+    x_std = torch.einsum("ns,nsp->np", weight, away.square()).sqrt()
+    scale = torch.einsum("ns,nse->ne", weight, log_scale.exp())
+    beneath = discrepancy_posterior(model, batch, centre, scale)
+    # Properties, each of all stars: asked once.
+    e_mean, e_share, e_std = (None,) * 3 if beneath is None else (beneath.mean, beneath.share, beneath.std)
+    mean, std = [], []
+    for n, (points, scales, w) in enumerate(zip(latents, log_scale, weight, strict=True)):
+        unit = _unit_flux(batch.select([n]), scales.exp())
+        unit = (unit / (w.to(unit) @ unit)).to(w)
+        total = square = 0.0
+        offset = model.spectrum(centre[n])  # of the squares, which cost digits without it
+        for s, u, part in zip(points.split(ROWS), unit.split(ROWS), w.split(ROWS), strict=True):
+            away = model.spectrum(s) * u[:, None] - offset
+            total, square = total + part @ away, square + part @ away.square()
+        variance = (square - total.square()).clamp_min(0)
+        if beneath is not None:
+            rest = 1 - e_share[n]
+            total, variance = e_mean[n] + rest * total, rest.square() * variance + e_std[n].square()
+        mean.append(offset + total)
+        std.append(variance.sqrt())
+
+    remote = unseen_posterior(model, batch, centre)
+    widths = torch.stack(std) if remote is None else remote.factor * torch.stack(std)
+
+    by_class = model.log_joint_classes(latents).softmax(-1)
+    probabilities = torch.einsum("ns,nsk->nk", weight, by_class)
+    best = probabilities.argmax(-1)
+    score = torch.stack([rarity(points, k.expand(count)) for points, k in zip(latents, best, strict=True)])
+    columns = {
+        "latents": centre,
+        "class_probabilities": probabilities,
+        "best_class": best,
+        "log_density": (weight * log_density).sum(-1),
+        "scale": scale,
+        "outlier_score": (weight * score).sum(-1),
+        "model_flux_std": widths,
+        "passage_std": x_std if model.passage is None else model.passage.physical(x_std),
+    }
+    return _columns(model, batch, torch.stack(mean), columns, draws.diagnostics)
+
+
+def _unit_flux(batch: ObservationBatch, scale: Tensor) -> Tensor:
+    """The flux that 1 stands for, (N,), for scales (N, E): the exposures', by the pixels that they have.
+
+    Where the scale of an exposure is known, those whose scale is not have no say.
+    """
+    weight = say((~batch.mask).sum(-1), batch.free_scale).double()
+    return (weight * scale * batch.unit_flux).sum(-1) / weight.sum(-1)
+
+
+def say(pixels: Tensor, free: Tensor) -> Tensor:
+    """How much each exposure says of the unit, (N, E), of pixels and whether scales are free."""
+    known = torch.where(free, 0, pixels)
+    return torch.where(known.any(-1, keepdim=True), known, pixels)
+
+
+def _columns(
+    model: StellarModel,
+    batch: ObservationBatch,
+    spectrum: Tensor,
+    columns: dict[str, Tensor],
+    diagnostics: dict[str, NDArray],
+) -> dict[str, Any]:
+    """What every method says of the observation and of the fit, beside what it says of the star."""
+    scale, latents = columns["scale"], columns.pop("latents")
+    flow = model.likelihood(latents[:, None], model.spectrum(latents)[:, None], scale, batch)
+    used = flow.used
+    xi = flow.whiten(batch.flux)
+    z, x, w = model.parts(latents)
+    tensors = {
+        **columns,
+        "z": z,
+        "x": x,
+        "passage": x if model.passage is None else model.passage.physical(x),
+        "w": w,
+        "model_flux": spectrum,
+        "model_rest_flux": model.rest_spectrum(latents),
+        "unit_flux": _unit_flux(batch, scale),
+        "exposure_unit": batch.unit_flux,
+        "observed_flux": batch.flux,
+        "observed_ivar": batch.ivar,
+        "observed_mask": batch.mask,
+        "chi2": torch.where(used, xi, 0.0).square().sum((-2, -1)) / used.sum((-2, -1)).clamp_min(1),
+        "used_fraction": used.to(scale.dtype).sum((-2, -1)) / (~batch.mask).any(-1).sum(-1) / used.shape[-1],
+        "observed_fraction": batch.observed_fraction,
+        "residual_share": _residual_share(model, batch, spectrum, latents, scale),
+    }
+    signal = significance(flow, batch)
+    lacking = torch.full_like(signal, torch.nan)
+    if model.residual is not None:
+        strength, error = features(model, batch, flow, torch.cat([z, x], dim=-1))
+        doubt = doubts(columns["outlier_score"], tensors["chi2"], signal, strength, error)
+        # The probability that the least of so many independent ones is as small.
+        tensors["outlier_score"] = 1 - (1 - doubt.amin(0)) ** len(doubt)
+        lacking = torch.where(doubt.argmin(0) == len(doubt) - 1, strength, torch.nan)
+    arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in tensors.items()}
+    step = torch.zeros_like(signal)
+    if model.passage is not None and ARMS in model.passage.names:
+        step = model.passage.physical(x)[:, model.passage.names.index(ARMS)]
+    doubtful = (part.tolist() for part in (signal, lacking, step))
+    told = zip(arrays["chi2"], arrays["outlier_score"], *doubtful, strict=True)
+    arrays["warnings"] = [
+        notes(*star, {name: values[n] for name, values in diagnostics.items()}) for n, star in enumerate(told)
+    ]
+    return arrays
+
+
+def _residual_share(
+    model: StellarModel, batch: ObservationBatch, spectrum: Tensor, latents: Tensor, scale: Tensor
+) -> Tensor:
+    """Of what G(z) leaves of the observed flux, squared: the share that is taken for the star's, (N,)."""
+    if model.residual is None:
+        return torch.zeros_like(scale[:, 0])
+    z, x, _ = model.parts(latents)
+    generated = model.generator(z) if model.passage is None else model.passage(model.generator(z), x)
+    star = (spectrum - generated)[:, None]
+    noise = batch.flux / scale[..., None] - spectrum[:, None]
+    powers = [torch.where(batch.mask, 0.0, part).square().sum((-2, -1)) for part in (star, noise)]
+    return powers[0] / sum(powers).clamp_min(1e-12)
