@@ -18,9 +18,9 @@ from bayesspec.benchmark.measures.coverage import LEVELS
 from bayesspec.exceptions import BayesspecError
 from bayesspec.model import StellarModel
 from bayesspec.results.plotting import CLEAN, INK, STYLE
+from bayesspec.training.simulation import NoisyStars
 
 from .run import INPUT, Bayes, run_benchmark
-from .sets import BenchmarkSet
 
 __all__ = ["ablate", "draw_ablation", "variants"]
 
@@ -64,7 +64,7 @@ def variants(model: StellarModel, paper: StellarModel) -> dict[str, StellarModel
 
 def ablate(
     models: Mapping[str, StellarModel],
-    sets: Sequence[BenchmarkSet],
+    sets: Sequence[NoisyStars],
     out: str | Path,
     *,
     method: str = "importance",

@@ -27,8 +27,7 @@ from bayesspec.inference.denoise import denoise
 from bayesspec.model import StellarModel
 from bayesspec.runtime import progress_bar
 from bayesspec.training.library import CLASSES
-
-from .sets import BenchmarkSet
+from bayesspec.training.simulation import NoisyStars
 
 if TYPE_CHECKING:
     from bayesspec.benchmark.opponents.base import Denoiser
@@ -51,7 +50,7 @@ class Method(Protocol):
     name: str
     key: str
 
-    def __call__(self, data: BenchmarkSet) -> tuple[NDArray, NDArray | None, Scores]:
+    def __call__(self, data: NoisyStars) -> tuple[NDArray, NDArray | None, Scores]:
         """Clean spectra in the truth's unit, (N, D), their standard deviation if known, and more scores."""
 
 
@@ -77,7 +76,7 @@ class Bayes:
         self.name = f"{model.name} {method}"
         self.key = f"{model.card.get('sha256', '')} {method} {seed}"
 
-    def __call__(self, data: BenchmarkSet) -> tuple[NDArray, NDArray | None, Scores]:
+    def __call__(self, data: NoisyStars) -> tuple[NDArray, NDArray | None, Scores]:
         """See `Method`."""
         result = denoise(data.observations(), model=self.model, method=self.method, seed=self.seed)
         scores = class_scores(result)
@@ -100,7 +99,7 @@ class Opponent:
     name: str
     key: str
 
-    def __call__(self, data: BenchmarkSet) -> tuple[NDArray, NDArray | None, Scores]:
+    def __call__(self, data: NoisyStars) -> tuple[NDArray, NDArray | None, Scores]:
         """See `Method`."""
         single, unit = data.single()
         return self.denoiser.denoise(*single) * unit[:, None], None, {}
@@ -119,7 +118,7 @@ class Scored:
         std: Their standard deviations where the method gives any, (K, D).
     """
 
-    data: BenchmarkSet
+    data: NoisyStars
     scores: dict[str, Scores]
     seconds: dict[str, float]
     kept: NDArray[np.int64]
@@ -128,7 +127,7 @@ class Scored:
 
 
 def run_benchmark(
-    sets: Sequence[BenchmarkSet],
+    sets: Sequence[NoisyStars],
     methods: Mapping[str, Sequence[Method]],
     out: str | Path,
     *,
@@ -173,7 +172,7 @@ def run_benchmark(
     return found
 
 
-def _part(method: Method, data: BenchmarkSet, kept: NDArray, folder: Path) -> Scores:
+def _part(method: Method, data: NoisyStars, kept: NDArray, folder: Path) -> Scores:
     what = f"{__version__} {data.fingerprint} {np.flatnonzero(kept).tolist()} {method.name} {method.key}"
     key = hashlib.sha256(what.encode()).hexdigest()
     file = folder / f"{data.name}-{key[:20]}.safetensors"
@@ -198,7 +197,7 @@ def _joined(parts: Sequence[Scores]) -> Scores:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _kept(data: BenchmarkSet) -> NDArray[np.int64]:
+def _kept(data: NoisyStars) -> NDArray[np.int64]:
     """The first spectra of each class; the complete ones first."""
     missing = data.truth_mask.mean(-1)
     rows = [

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from bayesspec.benchmark.sets import BenchmarkRecipe, BenchmarkSet, build_sets
 from bayesspec.inference.denoise import denoise
 from bayesspec.model import StellarModel
 from bayesspec.nn.residual import WIDTHS
@@ -14,6 +15,7 @@ from bayesspec.nn.residual import WIDTHS
 from .clean import Residuals, smooth, without_junk
 from .exposures import NoiseLibrary
 from .library import StarLibrary
+from .simulation import NoisyStars, choose_sides, high_snr, simulate
 
 __all__ = ["fit_shares", "most_probable_shares"]
 
@@ -53,8 +55,8 @@ def fit_shares(
     Raises:
         BayesspecError: if no star with S/N above 60, or no night, is on the validation side.
     """
-    recipe = BenchmarkRecipe(PER_CLASS, sweep_per_class=PER_CLASS, high_snr=(SNR,), seed=seed)
-    (data,) = build_sets(stars, noise, model.grid, recipe, ("high_snr",), side="validation")
+    chosen = choose_sides(stars, noise, PER_CLASS, "validation")
+    data = simulate("high_snr", partial(high_snr, levels=(SNR,)), *chosen, model.grid, seed=seed)
     square, observed = _left(model, data, progress)
     usual = most_probable_shares(square, observed)
     shares = usual.repeat(len(model.residual.share), 1, 1)
@@ -64,7 +66,7 @@ def fit_shares(
     return shares
 
 
-def _left(model: StellarModel, data: BenchmarkSet, progress: bool) -> tuple[Tensor, Tensor]:
+def _left(model: StellarModel, data: NoisyStars, progress: bool) -> tuple[Tensor, Tensor]:
     """Squares of what the most probable spectra leave of the truth, over tau's, and where that is known."""
     found = denoise(data.observations(), model=model, method="map", progress=progress)
     latents = torch.as_tensor(found.latents)

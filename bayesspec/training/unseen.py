@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -9,17 +10,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bayesspec.benchmark.sets import BenchmarkRecipe, BenchmarkSet, build_sets
 from bayesspec.inference.denoise import denoise
 from bayesspec.inference.unseen import remoteness
 from bayesspec.model import StellarModel
 
 from .exposures import NoiseLibrary
 from .library import StarLibrary
+from .simulation import NoisyStars, choose_sides, interval, one_arm, simulate
 
 __all__ = ["fit_unseen_sizes", "most_probable_sizes"]
 
-SETS = "interval", "one_arm"
+ROBBED = {"interval": partial(interval, widths=(100, 1000)), "one_arm": one_arm}
 """What the stars are robbed of: part of the spectrum; all light above or below 6000 Angstrom, or so."""
 
 PER_CLASS = 12
@@ -67,18 +68,19 @@ def fit_unseen_sizes(
         BayesspecError: if no star with S/N above 60, or no night, is on the validation side.
     """
     model.residual.unseen_size.zero_()  # else it would be counted what is wrong with the last one
-    recipe = BenchmarkRecipe(PER_CLASS, sweep_per_class=PER_CLASS, seed=seed)
+    chosen = choose_sides(stars, noise, PER_CLASS, "validation")
     errors: list[Errors] = []
     klass: list[int] = []
     star: list[str] = []
-    for data in build_sets(stars, noise, model.grid, recipe, SETS, side="validation"):
+    for name, rob in ROBBED.items():
+        data = simulate(name, rob, *chosen, model.grid, seed=seed, tell_scale=name == "interval")
         errors += _errors(model, data, seed, progress)
         klass += data.klass.tolist()
         star += data.star.tolist()
     return most_probable_sizes(errors, np.array(klass), np.array(star), len(model.residual.unseen_size))
 
 
-def _errors(model: StellarModel, data: BenchmarkSet, seed: int, progress: bool) -> list[Errors]:
+def _errors(model: StellarModel, data: NoisyStars, seed: int, progress: bool) -> list[Errors]:
     """What posterior means are wrong by where nothing was seen."""
     options = {"method": "importance", "draws": DRAWS, "handover": False, "seed": seed, "progress": progress}
     found = denoise(data.observations(), model=model, **options)

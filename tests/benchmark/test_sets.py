@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from bayesspec.benchmark.corruption import SETS
 from bayesspec.benchmark.measures.der_snr import der_snr
-from bayesspec.benchmark.sets import BenchmarkRecipe, build_sets, choose_stars
+from bayesspec.benchmark.sets import SETS, BenchmarkRecipe, build_sets
 from bayesspec.exceptions import BayesspecError
 from bayesspec.grid import WavelengthGrid, mean_absolute_flux
 from bayesspec.physics.doppler import Shift
 from bayesspec.physics.throughput import BORDER, extinction_mode
 from bayesspec.training.exposures import NoiseLibrary
 from bayesspec.training.library import CLASSES, StarLibrary
+from bayesspec.training.simulation import choose_stars
 
 GRID = WavelengthGrid(size=256)
 RECIPE = BenchmarkRecipe(3, 2, (160, 480), (160, 480), (2.0, 5.0, 20.0), (30.0, 100.0), seed=1)

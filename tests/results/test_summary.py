@@ -12,7 +12,6 @@ from astropy.table import Table
 import bayesspec
 from bayesspec import demo
 from bayesspec.batch import ObservationBatch
-from bayesspec.benchmark.sets import choose_stars
 from bayesspec.bundle import shipped
 from bayesspec.exceptions import BayesspecError
 from bayesspec.inference.convergence import chain_diagnostics, import_arviz
@@ -23,6 +22,7 @@ from bayesspec.results.diagnostics import features
 from bayesspec.results.spectra import arviz_input
 from bayesspec.training.exposures import NoiseLibrary
 from bayesspec.training.library import CLASSES, StarLibrary
+from bayesspec.training.simulation import choose_stars
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bayesspec.benchmark.sets import BenchmarkSet
 from bayesspec.results.result import Result
 from bayesspec.results.spectra import flux_draws
 from bayesspec.training.library import CLASSES
+from bayesspec.training.simulation import NoisyStars
 
 from .coverage import interval_coverage, pixel_coverage
 from .der_snr import der_snr
@@ -24,7 +24,7 @@ DRAWS = 500
 """Spectra of the posterior that the ends of an interval are percentiles of."""
 
 
-def input_scores(data: BenchmarkSet) -> Scores:
+def input_scores(data: NoisyStars) -> Scores:
     """Of the input itself, exposures averaged: its loss where it is observed, and DER_SNR.
 
     With `clean_variance`, of the truth's own noise, and the share of pixels observed.
@@ -41,7 +41,7 @@ def input_scores(data: BenchmarkSet) -> Scores:
     }
 
 
-def spectrum_scores(data: BenchmarkSet, estimate: NDArray) -> Scores:
+def spectrum_scores(data: NoisyStars, estimate: NDArray) -> Scores:
     """Of denoised spectra, (N, D), in the truth's unit: losses, DER_SNR, errors of equivalent widths.
 
     `loss` is over all pixels that the truth has, `loss_observed` and `loss_missing` over those of them that
@@ -69,7 +69,7 @@ def class_scores(result: Result) -> Scores:
     }
 
 
-def interval_scores(data: BenchmarkSet, result: Result) -> Scores:
+def interval_scores(data: NoisyStars, result: Result) -> Scores:
     """Coverage and width of the posterior's intervals at `LEVELS`, each (N, levels).
 
     `coverage` is of the star, with the truth's own noise counted against it; `coverage_missing` of the pixels
@@ -92,7 +92,7 @@ def interval_scores(data: BenchmarkSet, result: Result) -> Scores:
     }
 
 
-def _line_scores(data: BenchmarkSet, estimate: NDArray, mask: NDArray) -> Scores:
+def _line_scores(data: NoisyStars, estimate: NDArray, mask: NDArray) -> Scores:
     """Error of each equivalent width, (N,), Angstrom, and where the truth and the estimate have one."""
     scores: Scores = {}
     for name, line in LINES.items():

@@ -9,7 +9,6 @@ import numpy as np
 from astropy.table import Table
 from numpy.typing import NDArray
 
-from bayesspec.benchmark.corruption import PAPER_SIZE
 from bayesspec.benchmark.measures.compare import (
     Estimate,
     accuracy,
@@ -25,6 +24,7 @@ from bayesspec.benchmark.measures.lines import LINES
 from bayesspec.benchmark.run import INPUT, Scored
 from bayesspec.observation import FULL_COVERAGE
 from bayesspec.training.library import CLASSES
+from bayesspec.training.simulation import PAPER_SIZE
 
 __all__ = ["CONDITIONS", "all_tables", "condition_rows"]
 
