@@ -18,7 +18,7 @@ from .io.bits import SPPIXMASK
 from .model import StellarModel
 from .observation import Observation
 from .pipeline import denoise_files
-from .results.plotting import plot_star, save_figure
+from .results.plotting import save_figure
 from .results.products import SUMMARY, ProductWriter, written
 from .results.result import Result
 from .runtime import seeded
@@ -85,7 +85,7 @@ def run_demo(
         raise BayesspecError(f"{file}: {star.reason}")
     figure = writer.folder / f"{writer.stems[0]}.png"
     with written(figure) as part:
-        save_figure(plot_star(star, truth * FLUX), part)
+        save_figure(star.plot(truth=truth * FLUX), part)
 
     error = (star.flux[0] / FLUX - truth) ** 2
     observed, gap = star.observed, _between(model.grid.wavelength, *GAP)

@@ -14,7 +14,8 @@ from .io import read
 from .model import StellarModel
 from .observation import Observation, printable
 from .results.products import ProductWriter
-from .results.result import Failure, Result
+from .results.result import Result
+from .results.star import Failure
 
 __all__ = ["denoise_files"]
 
@@ -68,7 +69,7 @@ def denoise_files(
                     yield star
                 else:
                     result = next(results)
-                    writer.add(position, result)
+                    writer.add(position, result.star())
                     yield result
             writer.update_summary()
     finally:

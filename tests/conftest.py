@@ -102,6 +102,7 @@ def make_result() -> Callable[..., Result]:
             "best_class": probabilities.argmax(-1),
             "log_density": rng.standard_normal(stars),
             "scale": scale,
+            "free_scale": ~mask.all(-1),
             "exposure_unit": rng.uniform(1, 50, (stars, exposures)),
             "observed_flux": np.where(mask, 0, noisy),
             "observed_ivar": np.where(mask, 0, (scale[..., None] * sigma) ** -2) * ivar,

@@ -19,7 +19,6 @@ from bayesspec.distributions import RobustNoiseFlow
 from bayesspec.inference.denoise import denoise
 from bayesspec.model import StellarModel
 from bayesspec.observation import Observation
-from bayesspec.results.spectra import flux_draws
 from bayesspec.runtime import seeded
 
 __all__ = ["VisitScores", "predict_visits", "same_star"]
@@ -97,7 +96,7 @@ def predict_visits(
         batch = ObservationBatch.from_observations([first, second], model.grid, dtype=torch.float32)
         ours, theirs = (batch.select([k]) for k in range(2))
         good = (~(ours.mask | theirs.mask))[0, 0]
-        draws = torch.as_tensor(flux_draws(result[n], DRAWS, seed) / float(ours.unit_flux)).float()
+        draws = torch.as_tensor(result.flux_draws(DRAWS, n, seed=seed) / float(ours.unit_flux)).float()
         scale = _calibrated(draws.mean(0), theirs, good, degree)
         again = _calibrated(ours.flux[0, 0], theirs, good, degree)
         good &= scored

@@ -18,7 +18,7 @@ from bayesspec.io import read
 from bayesspec.io.source import file_of
 from bayesspec.io.spectrum import is_specutils
 from bayesspec.observation import Observation, printable
-from bayesspec.results.result import Failure
+from bayesspec.results.star import Failure
 
 __all__ = ["LARGEST_SEED", "check_options", "check_usable", "check_whole", "read_stars"]
 

@@ -17,7 +17,8 @@ from bayesspec.exceptions import BayesspecError, ObservationError
 from bayesspec.model import StellarModel
 from bayesspec.observation import Observation
 from bayesspec.results.diagnostics import PriorTail
-from bayesspec.results.result import Failure, Result
+from bayesspec.results.result import Result
+from bayesspec.results.star import Failure
 from bayesspec.results.summary import point_columns, posterior_columns
 from bayesspec.runtime import own_state, progress_bar
 
@@ -222,10 +223,17 @@ def _stack(parts: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
     def pad(name: str, array: np.ndarray) -> np.ndarray:
         """Stars of several batches may have different numbers of exposures."""
-        if name not in ("scale", "exposure_unit", "observed_flux", "observed_ivar", "observed_mask"):
+        if name not in (
+            "scale",
+            "free_scale",
+            "exposure_unit",
+            "observed_flux",
+            "observed_ivar",
+            "observed_mask",
+        ):
             return array
         missing = [(0, 0), (0, depth - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
-        empty = {"observed_mask": True, "scale": 1.0, "exposure_unit": 1.0}.get(name, 0.0)
+        empty = {"observed_mask": True, "scale": 1.0, "exposure_unit": 1.0}.get(name, 0)
         return np.pad(array, missing, constant_values=empty)
 
     return {name: np.concatenate([pad(name, part[name]) for part in parts]) for name in parts[0]}

@@ -17,10 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from bayesspec.observation import printable
 
+from .star import Star
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from .result import Result
 
 __all__ = ["plot_spectra", "plot_star", "save_figure"]
 
@@ -48,22 +48,22 @@ STYLE = {
 }
 
 
-def plot_star(star: Result, truth: ArrayLike | None = None) -> Figure:
+def plot_star(star: Star, truth: ArrayLike | None = None) -> Figure:
     """Figure of one star, its warnings in red under its class.
 
     Arguments:
-        star: A result of one star, `res[i]`.
+        star: `res.star(i)` of a result.
         truth: The true spectrum on the model's grid, (D,), in the flux unit of the input, where it is known.
 
     Example:
         >>> import bayesspec, numpy as np
         >>> star = bayesspec.Observation(np.linspace(3900, 9100, 4000), np.ones(4000), name="flat")
-        >>> figure = plot_star(bayesspec.denoise(star, model="kang2021")[0])
+        >>> figure = plot_star(bayesspec.denoise(star, model="kang2021").star())
         >>> [ax.get_ylabel() for ax in figure.axes]
         ['Flux', 'Residual [%]', '']
     """
     with matplotlib.rc_context(STYLE):
-        notes = [line for note in star.warnings[0] for line in textwrap.wrap(printable(note), 115)]
+        notes = [line for note in star.warnings for line in textwrap.wrap(printable(note), 115)]
         height = 5.4 + LINE * len(notes)
         figure = Figure(figsize=(10.5, height), dpi=150)
         grid = figure.add_gridspec(
@@ -91,22 +91,21 @@ def save_figure(figure: Figure, path: str | Path) -> None:
         figure.savefig(path, format="png")
 
 
-def plot_spectra(ax: Axes, star: Result, truth: ArrayLike | None = None) -> None:
+def plot_spectra(ax: Axes, star: Star, truth: ArrayLike | None = None) -> None:
     """Draw what was observed of a star and its clean spectrum; arguments as `plot_star`'s."""
-    observed, wavelength = star.observed, star.wavelength
-    clean, seen = star.flux[0], ~observed.mask[0]
-    flux = np.where(seen, observed.flux[0], np.nan)
+    observed, wavelength = star.observed, star.grid.wavelength
+    clean, seen = star.flux, ~observed.mask
+    flux = np.where(seen, observed.flux, np.nan)
 
     _shade_gaps(ax, star)
-    many = (~star.observed_mask[0]).any(-1).sum() > 1
-    label = "observed, mean of exposures" if many else "observed"
+    label = "observed, mean of exposures" if star.row["exposures"] > 1 else "observed"
     ax.plot(wavelength, flux, color=OBSERVED, lw=0.6, label=label, drawstyle="steps-mid")
     if truth is not None:
         ax.plot(wavelength, np.asarray(truth), color=TRUTH, lw=0.9, label="truth")
     ax.plot(wavelength, clean, color=CLEAN, lw=1.1, label="denoised")
     std = star.flux_std
     if std is not None:
-        band = clean - std[0], clean + std[0]
+        band = clean - std, clean + std
         ax.fill_between(wavelength, *band, color=CLEAN, alpha=0.3, lw=0, label=r"$\pm 1 \sigma$")
 
     # Limits from the bulk: a cosmic ray is marked at the edge, it does not squeeze the star.
@@ -118,19 +117,19 @@ def plot_spectra(ax: Axes, star: Result, truth: ArrayLike | None = None) -> None
     power = math.floor(math.log10(max(abs(low), abs(high))))  # the limits are never both 0
     power = 0 if -2 <= power <= 5 else power
     ax.yaxis.set_major_formatter(lambda value, _: f"{value / 10**power:g}")
-    ax.set_ylabel(_flux_label(star.units[0], power))
+    ax.set_ylabel(_flux_label(star.unit, power))
     ax.legend(loc="best", ncols=4, handlelength=1.4, columnspacing=1.4, fontsize=9)
 
 
-def _plot_residuals(ax: Axes, star: Result) -> None:
-    observed, wavelength = star.observed, star.wavelength
-    seen = ~observed.mask[0]
-    residual = np.where(seen, observed.flux[0] - star.flux[0], np.nan)
-    if (observed.ivar[0][seen] > 0).all():
-        residual = residual * np.sqrt(observed.ivar[0])
+def _plot_residuals(ax: Axes, star: Star) -> None:
+    observed, wavelength = star.observed, star.grid.wavelength
+    seen = ~observed.mask
+    residual = np.where(seen, observed.flux - star.flux, np.nan)
+    if (observed.ivar[seen] > 0).all():
+        residual = residual * np.sqrt(observed.ivar)
         label = r"Residual [$\sigma$]"
     else:
-        residual = residual * 100 / (np.abs(star.flux[0]).mean() or 1.0)
+        residual = residual * 100 / (np.abs(star.flux).mean() or 1.0)
         label = "Residual [%]"
 
     known = np.abs(residual[np.isfinite(residual)])
@@ -144,10 +143,11 @@ def _plot_residuals(ax: Axes, star: Result) -> None:
     ax.set_ylabel(label)
 
 
-def _plot_classes(ax: Axes, star: Result) -> None:
-    probabilities, best = star.class_probabilities[0], int(star.best_class[0])
+def _plot_classes(ax: Axes, star: Star) -> None:
+    probabilities = star.class_probabilities
+    best = star.classes.index(star.row["class"])
     rows = np.arange(len(star.classes))
-    chosen = WARNING if star.warnings[0] else CLEAN
+    chosen = WARNING if star.warnings else CLEAN
     colours = [chosen if row == best else OBSERVED for row in rows]
     ax.barh(rows, np.ones(len(rows)), height=0.62, color=GAP)
     ax.barh(rows, probabilities, height=0.62, color=colours)
@@ -174,8 +174,8 @@ def _plot_classes(ax: Axes, star: Result) -> None:
     ax.set_title("class probability", fontsize=9.5, loc="left", pad=8)
 
 
-def _title(figure: Figure, star: Result, notes: list[str]) -> None:
-    row = star.table[0]
+def _title(figure: Figure, star: Star, notes: list[str]) -> None:
+    row = star.row
     count = int(row["exposures"])
     facts = [
         f"class {_plain(row['class'])}, p = {row['probability']:.3f}",
@@ -188,14 +188,14 @@ def _title(figure: Figure, star: Result, notes: list[str]) -> None:
     def write(text: str, below: float, **style: Any) -> None:
         figure.text(0.075, 1 - below / figure.get_figheight(), text, va="center", **style)
 
-    write(_shorten(printable(star.names[0])), 0.245, fontsize=13, weight="bold", parse_math=False)
+    write(_shorten(printable(star.name)), 0.245, fontsize=13, weight="bold", parse_math=False)
     write("  ·  ".join(facts), 0.515, fontsize=9.5, color=QUIET)
     for k, note in enumerate(notes, start=1):
         write(note, 0.515 + LINE * k, fontsize=9.5, color=WARNING, parse_math=False)
 
 
-def _shade_gaps(ax: Axes, star: Result) -> None:
-    edges, gap = star.grid.edges, star.observed.mask[0]
+def _shade_gaps(ax: Axes, star: Star) -> None:
+    edges, gap = star.grid.edges, star.observed.mask
     change = np.flatnonzero(np.diff(np.concatenate([[False], gap, [False]]).astype(int)))
     for first, last in change.reshape(-1, 2):
         ax.axvspan(edges[first], edges[last], color=GAP, lw=0, zorder=0)

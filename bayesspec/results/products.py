@@ -18,12 +18,12 @@ from bayesspec.exceptions import BayesspecError
 from bayesspec.io.source import stem
 from bayesspec.observation import printable
 
+from .star import Failure, Star
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bayesspec.grid import WavelengthGrid
-
-    from .result import Result
 
 __all__ = ["SUMMARY", "ProductWriter", "unique_stems", "write_products", "written"]
 
@@ -39,8 +39,13 @@ SHARE = 0.1
 TABLE, FIGURE = ".denoised.fits", ".png"
 
 
-def write_products(result: Result, folder: str | Path, *, overwrite: bool = False) -> Path:
-    """Write a result into a folder: a FITS table per star, and `summary.ecsv` with a row per input.
+def write_products(rows: Sequence[Star | Failure], folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Write stars into a folder: a FITS table for each, and `summary.ecsv` with a row per input.
+
+    Arguments:
+        rows: A star for each input, or why there is none.
+        folder: Where to write; made if need be.
+        overwrite: Replace files of an earlier run.
 
     Raises:
         BayesspecError: if one of these files is there and `overwrite` is False, or it cannot be written.
@@ -48,15 +53,9 @@ def write_products(result: Result, folder: str | Path, *, overwrite: bool = Fals
     Returns:
         The folder.
     """
-    failed = {failure.position: failure for failure in result.failures}
-    total = len(result) + len(failed)
-    stars = iter(result)
-    rows = [failed.get(position) or next(stars) for position in range(total)]
-    names = [row.name if position in failed else row.names[0] for position, row in enumerate(rows)]
-
-    writer = ProductWriter(folder, names, overwrite=overwrite)
+    writer = ProductWriter(folder, [row.name for row in rows], overwrite=overwrite)
     for position, row in enumerate(rows):
-        if position in failed:
+        if isinstance(row, Failure):
             writer.fail(position, row.reason)
         else:
             writer.add(position, row)
@@ -110,7 +109,7 @@ class ProductWriter:
             )
         self._earlier = {stem for stem in self.stems if f"{stem}{TABLE}" in there}
 
-    def add(self, position: int, star: Result) -> Path:
+    def add(self, position: int, star: Star) -> Path:
         """Write the table, and the figure, of one star: the input at this position.
 
         Raises:
@@ -122,19 +121,18 @@ class ProductWriter:
         with written(path) as part:
             to_hdus(star).writeto(part, overwrite=True)
         if figure:
-            from .plotting import save_figure
+            from .plotting import plot_star, save_figure
 
             with written(figure[0]) as part:
-                save_figure(star.plot(), part)
-        row = star.table[0]
-        probabilities = zip(star.classes, star.class_probabilities[0], strict=True)
+                save_figure(plot_star(star), part)
+        probabilities = zip(star.classes, star.class_probabilities, strict=True)
         self._rows[position] = {
             "status": "ok",
             "reason": "",
-            **{name: row[name] for name in star.table.colnames if name != "name"},
-            "warnings": printable(row["warnings"]),
+            **{name: value for name, value in star.row.items() if name != "name"},
+            "warnings": printable(star.row["warnings"]),
             **{f"p_{name}": float(p) for name, p in probabilities},
-            **{f"z{k}": float(z) for k, z in enumerate(star.z[0], start=1)},
+            **{f"z{k}": float(z) for k, z in enumerate(star.z, start=1)},
             "file": path.name,
         }
         return path
@@ -244,7 +242,7 @@ def unique_stems(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(stems)
 
 
-def to_hdus(star: Result) -> fits.HDUList:
+def to_hdus(star: Star) -> fits.HDUList:
     """The FITS file of one star: all that is known pixel by pixel in a table SPECTRUM, and images before it.
 
     Of a table specutils takes columns for what their units say: what was observed for the uncertainty, and a
@@ -252,15 +250,15 @@ def to_hdus(star: Result) -> fits.HDUList:
     whose names say what they are. The star's keywords are in the table's header and in the file's, which
     specutils keeps.
     """
-    observed, unit = star.observed, star.units[0]
-    columns = {"WAVELENGTH": star.wavelength * u.AA, "FLUX": star.flux[0] * unit}
+    observed, unit = star.observed, star.unit
+    columns = {"WAVELENGTH": star.grid.wavelength * u.AA, "FLUX": star.flux * unit}
     if star.flux_std is not None:
-        columns["FLUX_STD"] = star.flux_std[0] * unit
-    columns["OBSERVED"] = observed.flux[0] * unit
+        columns["FLUX_STD"] = star.flux_std * unit
+    columns["OBSERVED"] = observed.flux * unit
     if observed.ivar.any():
-        columns["OBSERVED_IVAR"] = observed.ivar[0] * unit**-2
+        columns["OBSERVED_IVAR"] = observed.ivar * unit**-2
     table = fits.BinTableHDU.from_columns(
-        [*(_column(*column) for column in columns.items()), fits.Column("MASK", "L", array=observed.mask[0])],
+        [*(_column(*column) for column in columns.items()), fits.Column("MASK", "L", array=observed.mask)],
         name="SPECTRUM",
     )
     values, spelled = _in_fits(columns["FLUX"])
@@ -268,7 +266,7 @@ def to_hdus(star: Result) -> fits.HDUList:
     images[0].header.extend([*_axis(star.grid), ("BUNIT", spelled, "of the flux")])
     if "FLUX_STD" in columns:
         images.append(fits.ImageHDU(_in_fits(columns["FLUX_STD"])[0], name="STD"))
-    images.append(fits.ImageHDU(observed.mask[0].astype(np.uint8), name="MASK"))
+    images.append(fits.ImageHDU(observed.mask.astype(np.uint8), name="MASK"))
     images[-1].header["BFORM"] = ("L", "0 and 1 are False and True")
     for hdu in (images[0], table):
         hdu.header.extend(_cards(star), end=True)
@@ -297,12 +295,12 @@ _BEYOND_THE_LIBRARY = (
 )
 
 
-def _cards(star: Result) -> list[tuple[str, Any, str]]:
+def _cards(star: Star) -> list[tuple[str, Any, str]]:
     from bayesspec import __version__
 
-    row = star.table[0]
+    row = star.row
     cards = [
-        ("OBJECT", _ascii(star.names[0]), "star"),
+        ("OBJECT", _ascii(star.name), "star"),
         ("CREATOR", f"bayesspec {__version__}", "software"),
         ("MODEL", _ascii(star.model_name), "bundle"),
         ("MODELVER", _ascii(star.model_version), "version of the bundle"),
@@ -311,29 +309,25 @@ def _cards(star: Result) -> list[tuple[str, Any, str]]:
         ("CLASSP", float(row["probability"]), "probability of CLASS"),
         *(
             (f"P_{name.upper()}"[:8], float(p), f"probability of {name}")
-            for name, p in zip(star.classes, star.class_probabilities[0], strict=True)
+            for name, p in zip(star.classes, star.class_probabilities, strict=True)
         ),
-        *((f"Z{k}", float(z), "latent") for k, z in enumerate(star.z[0], start=1)),
-        *(
-            (key, float(row[name]), comment)
-            for key, name, comment in _BEYOND_THE_LIBRARY
-            if name in star.table.colnames
-        ),
+        *((f"Z{k}", float(z), "latent") for k, z in enumerate(star.z, start=1)),
+        *((key, float(row[name]), comment) for key, name, comment in _BEYOND_THE_LIBRARY if name in row),
         ("SCALE", float(row["scale"]), "mean |FLUX| over the grid"),
         ("NEXP", int(row["exposures"]), "exposures with an observed pixel"),
     ]
-    seen = np.flatnonzero((~star.observed_mask[0]).any(-1))
-    for k, e in enumerate(seen, start=1):
-        factor = float(star.scale[0, e]) * float(star.exposure_unit[0, e]) / float(star.unit_flux[0])
-        cards.append((f"SCALE{k}", factor, f"flux of exposure {k} relative to FLUX"))
     cards += [
+        *(
+            (f"SCALE{k}", float(factor), f"flux of exposure {k} relative to FLUX")
+            for k, factor in enumerate(star.scale, start=1)
+        ),
         ("CHI2", float(row["chi2"]), "mean square of whitened noise, 1 = as modelled"),
         ("OUTLIER", float(row["outlier_score"]), "probability of rarer latents; small = outlier"),
         ("OBSFRAC", float(row["observed_fraction"]), "share of the grid observed"),
         ("USEDFRAC", float(row["used_fraction"]), "share of likelihood terms used"),
         ("LOGDENS", float(row["log_density"]), "log p(y, z, C)"),
     ]
-    cards += [(f"WARN{k}", _ascii(note), "") for k, note in enumerate(star.warnings[0], start=1)]
+    cards += [(f"WARN{k}", _ascii(note), "") for k, note in enumerate(star.warnings, start=1)]
     # FITS has no number that is not finite; an undefined value is what it has instead.
     return [
         (key, None if isinstance(value, float) and not np.isfinite(value) else value, comment)

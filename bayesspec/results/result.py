@@ -7,28 +7,34 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from astropy import units as u
 from astropy.table import Column, Table
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from bayesspec.exceptions import BayesspecError
 from bayesspec.grid import Rebinned, WavelengthGrid
 from bayesspec.observation import printable
 
+from .star import Failure, Star
+
 if TYPE_CHECKING:
+    import torch
     from arviz import InferenceData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from specutils import Spectrum
     from xarray import DataTree
 
+    from bayesspec.batch import ObservationBatch
     from bayesspec.inference.draws import Draws
     from bayesspec.model import StellarModel
 
-__all__ = ["Failure", "Result"]
+    from .spectra import Posterior
+
+__all__ = ["Result"]
 
 Array = NDArray[np.floating[Any]]
 
@@ -43,6 +49,7 @@ _PER_STAR_ARRAYS = (
     "best_class",
     "log_density",
     "scale",
+    "free_scale",
     "exposure_unit",
     "observed_flux",
     "observed_ivar",
@@ -60,14 +67,6 @@ _PER_STAR_ARRAYS = (
     "residual_share",
 )
 _PER_STAR_TUPLES = ("names", "units", "warnings")
-
-
-class Failure(NamedTuple):
-    """An input without a result: its position in the input, its name, and why."""
-
-    position: int
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +91,7 @@ class Result:
         best_class: Index of the most probable class, (N,); for `map` that of the joint maximum, eq. (7).
         log_density: log p(y, z, C) at the latents and best class, (N,); of draws, their mean log p(y, z).
         scale: Scale of each exposure relative to its own mean |flux|, (N, E); 1 where it is known.
+        free_scale: True where the scale was inferred, (N, E).
         exposure_unit: The flux by which each exposure was divided, (N, E), in the star's unit.
         observed_flux: Exposures as the model saw them, (N, E, D), divided by `exposure_unit`; 0 where masked.
         observed_ivar: Their inverse variance, (N, E, D); 0 where masked or unknown.
@@ -137,6 +137,7 @@ class Result:
     best_class: NDArray[np.int64]
     log_density: Array
     scale: Array
+    free_scale: NDArray[np.bool_]
     exposure_unit: Array
     observed_flux: Array
     observed_ivar: Array
@@ -203,15 +204,29 @@ class Result:
         Raises:
             BayesspecError: if `level` is not between 0 and 1; for `map`, which is one point of the posterior.
         """
+
         from .spectra import flux_draws
 
         if not (isinstance(level, Real) and 0 < level < 1):
             raise BayesspecError(f"the level of an interval is between 0 and 1, such as 0.9, not {level!r}")
-        self._need_draws(f"there is no {level:.0%} interval")
         tail = 50 * (1 - level)
-        ends = [np.percentile(flux_draws(star, INTERVAL_DRAWS), (tail, 100 - tail), axis=0) for star in self]
+        lacking = f"there is no {level:.0%} interval"
+        posteriors = [self._posterior(i, lacking) for i in range(len(self))]
+        ends = [
+            np.percentile(flux_draws(star, INTERVAL_DRAWS), (tail, 100 - tail), axis=0) for star in posteriors
+        ]
         lower, upper = np.stack(ends, axis=1)
         return lower, upper
+
+    def flux_draws(self, count: int = INTERVAL_DRAWS, i: SupportsIndex = 0, *, seed: int = 0) -> Array:
+        """Equally probable clean spectra of star i, (count, D), in its input's flux unit.
+
+        Raises:
+            BayesspecError: for `map`, which is one point of the posterior.
+        """
+        from .spectra import flux_draws
+
+        return flux_draws(self._posterior(i, "there are no draws"), count, seed)
 
     def to_arviz(self, i: SupportsIndex = 0) -> InferenceData | DataTree:
         """Posterior of star i for ArviZ: an `InferenceData` of ArviZ 0.x, a `DataTree` of ArviZ 1.x.
@@ -225,15 +240,32 @@ class Result:
         from .arviz import to_arviz
         from .spectra import arviz_input
 
-        self._need_draws("there is nothing for ArviZ")
-        return to_arviz(arviz_input(self[i]))
+        star = self._posterior(i, "there is nothing for ArviZ")
+        attrs = {"method": self.method, "model": self.model_name, "model_version": self.model_version}
+        return to_arviz(arviz_input(star, attrs=attrs))
 
-    def _need_draws(self, consequence: str) -> None:
-        if self.draws is None or self.model is None:
+    def _posterior(self, i: SupportsIndex, consequence: str) -> Posterior:
+        from .spectra import Posterior
+
+        star = self[i]
+        if star.draws is None or star.model is None:
             raise BayesspecError(
                 f"method={self.method!r} gives the point of highest density, not a posterior, so "
                 f"{consequence}; denoise with uncertainty=True, which is method='importance'"
             )
+        batch = star.batch(star.model.class_logits.device)
+        return Posterior(
+            star.model, batch, star.draws, star.latents, star.scale, star.model_flux, star.unit_flux
+        )
+
+    def batch(self, device: torch.device | str = "cpu") -> ObservationBatch:
+        """What was observed, as the model saw it."""
+        from bayesspec.batch import ObservationBatch
+
+        exposures = self.observed_flux, self.observed_ivar, self.observed_mask
+        return ObservationBatch.from_arrays(
+            *exposures, self.exposure_unit, self.free_scale, names=self.names, device=device
+        )
 
     @cached_property
     def observed(self) -> Rebinned:
@@ -297,6 +329,28 @@ class Result:
                 columns[f"{name}_err"] = Column(self.passage_std[:, k], unit=unit)
         return columns
 
+    def star(self, i: SupportsIndex = 0) -> Star:
+        """Star i as plain arrays in the unit of its input: what files and figures hold."""
+        one = self[i]
+        seen = (~one.observed_mask[0]).any(-1)
+        return Star(
+            name=one.names[0],
+            unit=one.units[0],
+            grid=self.grid,
+            flux=one.flux[0],
+            flux_std=None if one.flux_std is None else one.flux_std[0],
+            observed=Rebinned(*(part[0] for part in one.observed)),
+            scale=(one.scale[0] * one.exposure_unit[0].astype(float) / one.unit_flux[0])[seen],
+            z=one.z[0],
+            classes=self.classes,
+            class_probabilities=one.class_probabilities[0],
+            row=dict(zip(one.table.colnames, one.table[0], strict=True)),
+            warnings=one.warnings[0],
+            method=self.method,
+            model_name=self.model_name,
+            model_version=self.model_version,
+        )
+
     def to_spectrum(self, i: SupportsIndex = 0) -> Spectrum:
         """Star i as a specutils `Spectrum`, with the standard deviation if the method gives one.
 
@@ -306,15 +360,15 @@ class Result:
         import specutils
         from astropy.nddata import StdDevUncertainty
 
-        star = self[i]
+        star = self.star(i)
         kind = getattr(specutils, "Spectrum", None) or specutils.Spectrum1D
         std = star.flux_std
         return kind(
             spectral_axis=self.wavelength * u.AA,
-            flux=star.flux[0] * star.units[0],
-            uncertainty=None if std is None else StdDevUncertainty(std[0] * star.units[0]),
-            mask=star.observed.mask[0],
-            meta=dict(zip(star.table.colnames, star.table[0], strict=True)),
+            flux=star.flux * star.unit,
+            uncertainty=None if std is None else StdDevUncertainty(std * star.unit),
+            mask=star.observed.mask,
+            meta=star.row,
         )
 
     def write(self, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -325,16 +379,26 @@ class Result:
         """
         from .products import write_products
 
-        return write_products(self, path, overwrite=overwrite)
+        failed = {failure.position: failure for failure in self.failures}
+        stars = map(self.star, range(len(self)))
+        rows = [failed.get(position) or next(stars) for position in range(len(self) + len(failed))]
+        return write_products(rows, path, overwrite=overwrite)
 
-    def plot(self, i: SupportsIndex = 0, ax: Axes | None = None) -> Figure:
-        """Figure of star i: observed and clean spectrum, residuals, classes; on `ax` the spectra alone."""
+    def plot(self, i: SupportsIndex = 0, ax: Axes | None = None, *, truth: ArrayLike | None = None) -> Figure:
+        """Figure of star i: observed and clean spectrum, residuals, classes; on `ax` the spectra alone.
+
+        Arguments:
+            i: Which star.
+            ax: Where to draw the spectra alone.
+            truth: The true spectrum on the model's grid, (D,), in the flux unit of the input, where it is
+                known.
+        """
         from .plotting import plot_spectra, plot_star
 
-        star = self[i]
+        star = self.star(i)
         if ax is None:
-            return plot_star(star)
-        plot_spectra(ax, star)
+            return plot_star(star, truth)
+        plot_spectra(ax, star, truth)
         return ax.figure
 
     def __len__(self) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,44 +14,52 @@ from torch import Tensor
 from bayesspec.batch import ObservationBatch
 from bayesspec.distributions import NoiseFlow, RobustNoiseFlow
 from bayesspec.inference.discrepancy import discrepancy_posterior
+from bayesspec.inference.draws import Draws
 from bayesspec.inference.unseen import unseen_posterior
 from bayesspec.model import StellarModel
 from bayesspec.runtime import own_state, seeded
 
 from .arviz import ArvizInput
-from .result import Result
 from .summary import ROWS, say
 
-__all__ = ["arviz_input", "flux_draws"]
+__all__ = ["Posterior", "arviz_input", "flux_draws"]
 
 CHAINS = 4
 """Chains into which weighted draws are dealt: of one alone ArviZ has no R-hat."""
 
 
+class Posterior(NamedTuple):
+    """The posterior of one star: the model, what it saw, and the draws; arrays as those of a `Result`."""
+
+    model: StellarModel
+    batch: ObservationBatch
+    draws: Draws
+    latents: NDArray
+    scale: NDArray
+    model_flux: NDArray
+    unit_flux: NDArray
+
+
 @own_state()
 @torch.no_grad()
-def flux_draws(star: Result, count: int, seed: int = 0) -> NDArray[np.float64]:
-    """Equally probable clean spectra of a result of one star, (count, D), in its input's flux unit."""
-    model, draws = star.model, star.draws
-    latents, log_scale = (torch.as_tensor(part[0]) for part in draws.resample(count, seed=seed))
-    pixels, free = (~star.observed_mask).sum(-1), star.scale != 1  # of a free scale the mean is never 1
-    weight = say(torch.as_tensor(pixels), torch.as_tensor(free))[0].to(log_scale)
-    exposure_unit = torch.as_tensor(star.exposure_unit[0] / float(star.unit_flux[0])).to(log_scale)
+def flux_draws(star: Posterior, count: int, seed: int = 0) -> NDArray[np.float64]:
+    """Equally probable clean spectra of one star, (count, D), in its input's flux unit."""
+    latents, log_scale = (torch.as_tensor(part[0]) for part in star.draws.resample(count, seed=seed))
+    batch = star.batch.to("cpu")
+    weight = say((~batch.mask).sum(-1), batch.free_scale)[0].to(log_scale)
+    exposure_unit = (batch.unit_flux[0] / float(star.unit_flux[0])).to(log_scale)
     unit = (weight * log_scale.exp() * exposure_unit).sum(-1) / weight.sum()
-    spectra = (
-        np.concatenate([part.cpu().numpy() for part in _decoded(model, latents)]) * unit.numpy()[:, None]
-    )
-    return _beyond_latents(star, spectra, seed) * np.float64(star.unit_flux[0])
+    spectra = np.concatenate([part.cpu().numpy() for part in _decoded(star.model, latents)])
+    return _beyond_latents(star, spectra * unit.numpy()[:, None], seed) * np.float64(star.unit_flux[0])
 
 
-def _beyond_latents(star: Result, spectra: NDArray, seed: int) -> NDArray:
+def _beyond_latents(star: Posterior, spectra: NDArray, seed: int) -> NDArray:
     """Spectra (S, D) of a star's posterior with what latents do not say, if the model says it.
 
     A draw of e is added to each, and where nothing was seen each is as far from the mean as stars are there.
     """
-    model, device = star.model, star.model.class_logits.device
+    model, batch, device = star.model, star.batch, star.batch.flux.device
     centre, scale = (torch.as_tensor(part).to(device) for part in (star.latents, star.scale))
-    batch = _batch(star, device)
     found, remote = discrepancy_posterior(model, batch, centre, scale), unseen_posterior(model, batch, centre)
     if found is None or remote is None:
         return spectra
@@ -64,13 +73,6 @@ def _beyond_latents(star: Result, spectra: NDArray, seed: int) -> NDArray:
     return (mean + remote.sample(drawn - mean, common))[:, 0].cpu().numpy()
 
 
-def _batch(star: Result, device: torch.device) -> ObservationBatch:
-    """What was observed of a result, as the model saw it."""
-    free = np.zeros(star.scale.shape, dtype=bool)
-    parts = star.observed_flux, star.observed_ivar, star.observed_mask, star.exposure_unit, free
-    return ObservationBatch.from_arrays(*parts, names=star.names, device=device, dtype=torch.float32)
-
-
 def _decoded(model: StellarModel, latents: Tensor) -> Iterator[Tensor]:
     for part in latents.split(ROWS):
         yield model.spectrum(part.to(model.class_logits.device))
@@ -78,16 +80,19 @@ def _decoded(model: StellarModel, latents: Tensor) -> Iterator[Tensor]:
 
 @own_state()
 @torch.no_grad()
-def arviz_input(star: Result, *, replicates: int = 400, seed: int = 0) -> ArvizInput:
-    """The posterior of a result of one star as plain arrays.
+def arviz_input(
+    star: Posterior, *, replicates: int = 400, seed: int = 0, attrs: Mapping[str, str] | None = None
+) -> ArvizInput:
+    """The posterior of one star as plain arrays.
 
     Weighted draws are resampled to as many of equal weight, in four chains: their order is kept, so that each
     chain comes from other draws, and chains that disagree show weights that are not to be trusted.
 
     Arguments:
-        star: A result of one star whose method gives draws.
+        star: Its posterior.
         replicates: About as many draws have spectra of the posterior predictive.
         seed: Of these and of the resampling.
+        attrs: What else to know about it: method, model and its version.
     """
     model, draws = star.model, star.draws
     chains, length = draws.log_density.shape[1:]
@@ -101,15 +106,13 @@ def arviz_input(star: Result, *, replicates: int = 400, seed: int = 0) -> ArvizI
         stats, warmup = draws.sample_stats, draws.warmup_stats
 
     # The exposures of this star, where others of the batch had more.
-    depth = int(np.flatnonzero((~star.observed_mask[0]).any(-1))[-1]) + 1
-    flux = star.observed_flux[0, :depth]
+    batch, device = star.batch, star.batch.flux.device
+    depth = int((~batch.mask[0]).any(-1).nonzero()[-1]) + 1
     latents, log_scale = latents[0], log_scale[0, ..., :depth]
-    free = np.flatnonzero((log_scale != 0).any((0, 1)))
+    free = batch.free_scale[0, :depth].nonzero()[:, 0].cpu().numpy()
     thin = max(1, chains * length // replicates)
-
-    device = model.class_logits.device
-    batch = _batch(star, device)
     y = batch.flux[0, :depth]
+    flux = y.cpu().numpy()
 
     def flows(points: NDArray, scales: NDArray) -> Iterator[tuple[Tensor, NoiseFlow | RobustNoiseFlow]]:
         every = torch.as_tensor(points.reshape(-1, points.shape[-1])).to(device)
@@ -138,8 +141,8 @@ def arviz_input(star: Result, *, replicates: int = 400, seed: int = 0) -> ArvizI
         log_scale=log_scale[..., free],
         free=free,
         class_probability=by_class.softmax(-1).cpu().numpy(),
-        classes=star.classes,
-        wavelength=star.wavelength,
+        classes=model.classes,
+        wavelength=model.grid.wavelength,
         flux=flux,
         used=used,
         log_likelihood=np.concatenate(terms).reshape(chains, length, *flux.shape),
@@ -149,10 +152,8 @@ def arviz_input(star: Result, *, replicates: int = 400, seed: int = 0) -> ArvizI
         sample_stats={name: values[0] for name, values in stats.items()},
         warmup_stats={name: values[0] for name, values in warmup.items()},
         attrs={
-            "star": star.names[0],
-            "method": star.method,
-            "model": star.model_name,
-            "model_version": star.model_version,
+            "star": batch.names[0],
+            **(attrs or {}),
             "draws": "equally probable" if draws.log_weight is None else "resampled by importance weight",
         },
     )

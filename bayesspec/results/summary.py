@@ -154,6 +154,7 @@ def _columns(
         "model_flux": spectrum,
         "model_rest_flux": model.rest_spectrum(latents),
         "unit_flux": _unit_flux(batch, scale),
+        "free_scale": batch.free_scale,
         "exposure_unit": batch.unit_flux,
         "observed_flux": batch.flux,
         "observed_ivar": batch.ivar,

@@ -12,7 +12,7 @@ import torch
 from bayesspec import Observation
 from bayesspec.inference.denoise import denoise
 from bayesspec.inference.unseen import RAMP, Unseen, remoteness, unseen_posterior
-from bayesspec.results.spectra import arviz_input, flux_draws
+from bayesspec.results.spectra import arviz_input
 
 MEAN, SPREAD = 0.6, 0.4
 
@@ -118,13 +118,14 @@ def test_nothing_changes_but_widths_where_nothing_was_seen(usual, wider):
 def test_draws_are_as_wide_as_the_errors_say(usual, wider, of):
     """About the same mean; where there is light they are the same draws."""
     if of == "flux_draws":
-        before, after = (flux_draws(result[1], 4000) for result in (usual, wider))
+        before, after = (result.flux_draws(4000, 1) for result in (usual, wider))
         spread, mean = after.std(0), after.mean(0)
         np.testing.assert_allclose(spread, wider.flux_std[1], rtol=0.12)
         assert (np.abs(mean - wider.flux[1]) < 0.12 * wider.flux_std[1]).all()
     else:
         before, after = (
-            np.concatenate(arviz_input(result[1], replicates=1000).clean) for result in (usual, wider)
+            np.concatenate(arviz_input(result._posterior(1, ""), replicates=1000).clean)
+            for result in (usual, wider)
         )
     np.testing.assert_allclose(before[:, :40], after[:, :40], rtol=1e-5)
     middle = before.mean(0)

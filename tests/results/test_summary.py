@@ -120,14 +120,14 @@ def test_bad_weights_are_chains_that_disagree(weighted):
 
 def test_predictive_is_the_clean_spectrum_and_the_noise(chains):
     """Replicated spectra scatter about the clean ones, in every exposure by its scale."""
-    star = arviz_input(chains[1], replicates=240)
+    star = arviz_input(chains._posterior(1, ""), replicates=240)
     assert star.thin == 1
     noise = star.replicated / np.exp(star.log_scale)[..., None] - star.clean[:, :, None]
     assert 0.05 < noise.std() < 0.2
     assert abs(noise.mean()) < 0.02
-    again = arviz_input(chains[1], replicates=240)
+    again = arviz_input(chains._posterior(1, ""), replicates=240)
     np.testing.assert_array_equal(star.replicated, again.replicated)
-    few = arviz_input(chains[1], replicates=60)
+    few = arviz_input(chains._posterior(1, ""), replicates=60)
     assert few.replicated.shape[:2] == (3, 20)
 
 

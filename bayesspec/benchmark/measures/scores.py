@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayesspec.results.result import Result
-from bayesspec.results.spectra import flux_draws
 from bayesspec.training.library import CLASSES
 from bayesspec.training.simulation import NoisyStars
 
@@ -79,7 +78,7 @@ def interval_scores(data: NoisyStars, result: Result) -> Scores:
     names = "coverage", "coverage_missing", "width", "coverage_measured"
     seen, rows = (~data.mask).any(-2), []
     for n, star in enumerate(result):
-        draws, ivar, good = flux_draws(star, DRAWS), data.truth_ivar[n], ~data.truth_mask[n]
+        draws, ivar, good = star.flux_draws(DRAWS), data.truth_ivar[n], ~data.truth_mask[n]
         inside, width = pixel_coverage(draws, data.truth[n])
         missing = good & ~seen[n]
         hidden = inside[:, missing].mean(-1) if missing.any() else np.zeros(len(inside))

@@ -1,0 +1,63 @@
+"""What is shown of one input: a star in the units of its input, or why there is none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from astropy import units as u
+from numpy.typing import NDArray
+
+from bayesspec.grid import Rebinned, WavelengthGrid
+
+__all__ = ["Failure", "Star"]
+
+Array = NDArray[np.floating[Any]]
+
+
+class Failure(NamedTuple):
+    """An input without a result: its position in the input, its name, and why."""
+
+    position: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Star:
+    """One star of a result as plain arrays, in the unit of its input: what files and figures hold.
+
+    Arguments:
+        name: What it is called.
+        unit: Of its flux.
+        grid: Wavelength grid of the model.
+        flux: Clean spectrum, (D,).
+        flux_std: Its standard deviation, (D,), or None.
+        observed: What was observed, flux, ivar and mask (True = no exposure saw the pixel), each (D,).
+        scale: Flux of each exposure that has an observed pixel, relative to `flux`, (E,).
+        z: Latents, (L,).
+        classes: Names of the K classes.
+        class_probabilities: (K,).
+        row: The star's row of `Result.table`, by column.
+        warnings: What to look at.
+        method: Name of the inference method.
+        model_name: Name of the model's bundle.
+        model_version: Its version.
+    """
+
+    name: str
+    unit: u.UnitBase
+    grid: WavelengthGrid
+    flux: Array
+    flux_std: Array | None
+    observed: Rebinned
+    scale: Array
+    z: Array
+    classes: tuple[str, ...]
+    class_probabilities: Array
+    row: dict[str, Any]
+    warnings: tuple[str, ...]
+    method: str
+    model_name: str
+    model_version: str
