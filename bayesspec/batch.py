@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .exceptions import ObservationError
 from .grid import WavelengthGrid
-from .observation import Observation
+from .observation import Gridded, Observation
 
 if TYPE_CHECKING:
     import torch
@@ -64,17 +64,34 @@ class ObservationBatch:
         """Rebin, normalise and stack; in float32, as models are, whatever torch's default is.
 
         Raises:
-            ObservationError: if a star has no observed pixel on the grid, or no flux but zero.
+            ObservationError: as `Observation.on_grid`, or if there is no star.
         """
-        rows = [star.on_grid(grid) for star in observations]
-        if not rows:
+        return cls.from_gridded([star.on_grid(grid) for star in observations], device=device, dtype=dtype)
+
+    @classmethod
+    def from_gridded(
+        cls,
+        stars: Sequence[Gridded],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> ObservationBatch:
+        """Stack stars that are on one grid already; see `Observation.on_grid`.
+
+        Raises:
+            ObservationError: if there is none.
+        """
+        if not stars:
             raise ObservationError("a batch needs at least one observation")
-        depth = max(row[0].flux.shape[0] for row in rows)
+        depth = max(len(star.flux) for star in stars)
+
+        def stacked(name: str, value: float | bool) -> NDArray:
+            return np.stack([pad_exposures(getattr(star, name), depth, value) for star in stars])
+
+        empty = {"flux": 0.0, "ivar": 0.0, "mask": True, "unit_flux": 1.0, "free_scale": False}
         return cls.from_arrays(
-            *(np.stack([pad_exposures(row[0][k], depth, k == 2) for row in rows]) for k in range(3)),
-            np.stack([pad_exposures(row[1], depth, 1.0) for row in rows]),
-            np.stack([pad_exposures(row[2], depth, False) for row in rows]),
-            names=tuple(star.name for star in observations),
+            *(stacked(name, value) for name, value in empty.items()),
+            names=tuple(star.name for star in stars),
             device=device,
             dtype=dtype,
         )

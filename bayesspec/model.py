@@ -17,6 +17,7 @@ from .exceptions import BayesspecError
 from .grid import WavelengthGrid
 from .nn import Encoder, Generator, NoiseNetwork, Passage, ResidualTerm, RobustNoiseNetwork
 from .noise_level import fill_ivar
+from .observation import Observation
 
 __all__ = ["StellarModel"]
 
@@ -64,11 +65,9 @@ class StellarModel(nn.Module):
     Example:
         >>> import numpy as np, pyro
         >>> from bayesspec import Observation, load_model
-        >>> from bayesspec.observation import ObservationBatch
         >>> model = load_model("kang2021")
         >>> star = Observation(model.grid.wavelength, np.ones(2048))
-        >>> batch = ObservationBatch.from_observations([star, star], model.grid)
-        >>> trace = pyro.poutine.trace(model).get_trace(batch)
+        >>> trace = pyro.poutine.trace(model).get_trace(model.batch([star, star]))
         >>> trace.nodes["z"]["value"].shape, trace.nodes["y"]["value"].shape
         (torch.Size([2, 1, 3]), torch.Size([2, 1, 2048]))
     """
@@ -118,6 +117,19 @@ class StellarModel(nn.Module):
             with pyro.plate("exposure", batch.flux.shape[1], dim=-1, device=device):
                 pyro.sample("y", self.likelihood(latents, s, scale, batch), obs=batch.flux)  # eq. (3)
         return s
+
+    def batch(self, stars: Observation | Sequence[Observation]) -> ObservationBatch:
+        """What the program takes: one star or several on the model's grid, device and precision.
+
+        Where a pipeline states no noise and the model needs it, it is guessed, see `with_noise_level`.
+
+        Raises:
+            ObservationError: as `Observation.on_grid`.
+        """
+        stars = [stars] if isinstance(stars, Observation) else stars
+        logits = self.class_logits
+        batch = ObservationBatch.from_observations(stars, self.grid, device=logits.device, dtype=logits.dtype)
+        return self.with_noise_level(batch)
 
     def spectrum(self, latents: Tensor) -> Tensor:
         """Spectra (..., D), without e, of latents (..., L + P + R), as they reach us."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from astropy import units as u
@@ -15,10 +15,13 @@ from .exceptions import ObservationError
 from .grid import Rebinned, WavelengthGrid, flux_unit, rebin
 from .units import per_wavelength, plain_values, to_angstrom, unit_of
 
-__all__ = ["Exposure", "Observation", "printable"]
+__all__ = ["Exposure", "Gridded", "Observation", "printable"]
 
 FULL_COVERAGE = 0.98
 """Share of the grid above which a spectrum counts as complete."""
+
+FLUX_RANGE = 1e-37, 1e38
+"""Mean |flux| that single precision holds."""
 
 LARGEST = 1e12
 """Of flux and sigma in model units: single precision holds their squares."""
@@ -38,6 +41,25 @@ class Exposure:
     flux: NDArray[np.float64]
     ivar: NDArray[np.float64] | None
     mask: NDArray[np.bool_]
+
+
+class Gridded(NamedTuple):
+    """A star as a model takes it: exposures on the model's grid, each in units of about its mean |flux|."""
+
+    name: str
+    unit: u.UnitBase
+    """Of the flux."""
+    grid: WavelengthGrid
+    flux: NDArray[np.float64]
+    """(E, D), 0 where masked."""
+    ivar: NDArray[np.float64]
+    """(E, D), 0 where masked or unknown."""
+    mask: NDArray[np.bool_]
+    """(E, D), True = bad."""
+    unit_flux: NDArray[np.float64]
+    """The flux that 1 stands for, (E,)."""
+    free_scale: NDArray[np.bool_]
+    """True where the scale is to be inferred, (E,)."""
 
 
 class Observation:
@@ -175,32 +197,41 @@ class Observation:
         rows = [rebin(e.wavelength, e.flux, e.ivar, e.mask, grid) for e in self.exposures]
         return Rebinned(*(np.stack(column) for column in zip(*rows, strict=True)))
 
-    def on_grid(self, grid: WavelengthGrid) -> tuple[Rebinned, NDArray[np.float64], NDArray[np.bool_]]:
-        """Exposures on the grid in model units, the flux that 1 stands for, (E,), and free scales, (E,).
+    def on_grid(self, grid: WavelengthGrid) -> Gridded:
+        """The star as a model on this grid takes it: rebinned, in model units.
 
         A pixel whose flux is above `LARGEST` units, or whose sigma is not between its inverse and itself, is
         no measurement, and missing.
 
         Raises:
-            ObservationError: if no pixel of the grid is observed, or the observed flux is zero.
+            ObservationError: if no pixel of the grid is observed, the observed flux is zero, or it is of a
+                size that single precision does not hold.
         """
-        on_grid = self.rebin(grid)
-        label = self.name or "spectrum"
-        with np.errstate(over="ignore", invalid="ignore"):
-            mask = on_grid.mask | ~np.isfinite(on_grid.flux) | ~np.isfinite(on_grid.ivar)
-            unit = np.full(len(mask), self.scale) if self.scale is not None else flux_unit(on_grid.flux, mask)
+        label, (least, most) = self.name or "spectrum", FLUX_RANGE
+        with np.errstate(all="ignore"):
+            rebinned = self.rebin(grid)
+            mask = rebinned.mask | ~np.isfinite(rebinned.flux) | ~np.isfinite(rebinned.ivar)
+            unit = (
+                np.full(len(mask), self.scale) if self.scale is not None else flux_unit(rebinned.flux, mask)
+            )
             if ((unit <= 0) & ~mask.all(-1)).any():
                 raise ObservationError(f"{label}: the observed flux is zero everywhere")
             unit = np.where(unit > 0, unit, 1.0)
-            flux, sigma_power = on_grid.flux / unit[:, None], on_grid.ivar * unit[:, None] * unit[:, None]
+            flux, ivar = rebinned.flux / unit[:, None], rebinned.ivar * unit[:, None] * unit[:, None]
         mask |= ~(np.abs(flux) < LARGEST)
-        mask |= (on_grid.ivar > 0) & ~((sigma_power < LARGEST**2) & (sigma_power > LARGEST**-2))
+        mask |= (rebinned.ivar > 0) & ~((ivar < LARGEST**2) & (ivar > LARGEST**-2))
         if mask.all():
             raise ObservationError(
                 f"{label}: no observed pixel between {grid.start:g} and {grid.stop:g} Angstrom"
             )
-        scaled = Rebinned(np.where(mask, 0.0, flux), np.where(mask, 0.0, sigma_power), mask)
-        return scaled, unit, np.full(len(unit), self.scale is None) & ~mask.all(-1)
+        if not ((unit > least) & (unit < most)).all():
+            raise ObservationError(
+                f"{label}: mean |flux| {unit.max():.3g} is not between {least:g} and {most:g}; give the flux "
+                "in another unit"
+            )
+        free = np.full(len(unit), self.scale is None) & ~mask.all(-1)
+        flux, ivar = np.where(mask, 0.0, flux), np.where(mask, 0.0, ivar)
+        return Gridded(self.name, self.unit, grid, flux, ivar, mask, unit, free)
 
     @property
     def snr(self) -> float:

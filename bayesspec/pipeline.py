@@ -8,11 +8,10 @@ from typing import Literal
 
 from .exceptions import BayesspecError
 from .grid import WavelengthGrid
-from .inference.arguments import check_usable
 from .inference.denoise import denoise
 from .io import read
 from .model import StellarModel
-from .observation import Observation, printable
+from .observation import Gridded, printable
 from .results.products import ProductWriter
 from .results.result import Result
 from .results.star import Failure
@@ -61,7 +60,7 @@ def denoise_files(
                 _read(file, position, model.grid, exposures, strict)
                 for position, file in enumerate(chunk, start=first)
             ]
-            stars = [star for star in inputs if isinstance(star, Observation)]
+            stars = [star for star in inputs if isinstance(star, Gridded)]
             results = iter(denoise(stars, model=model, method=method, seed=seed)) if stars else iter(())
             for position, star in enumerate(inputs, start=first):
                 if isinstance(star, Failure):
@@ -82,11 +81,9 @@ def _read(
     grid: WavelengthGrid,
     exposures: Literal["coadd", "individual"],
     strict: bool,
-) -> Observation | Failure:
+) -> Gridded | Failure:
     try:
-        star = read(file, exposures=exposures, strict=strict)
-        check_usable(star, grid)
+        return read(file, exposures=exposures, strict=strict).on_grid(grid)
     except BayesspecError as error:
         name = printable(str(file))
         return Failure(position, name, " ".join(str(error).removeprefix(f"{name}: ").split()))
-    return star

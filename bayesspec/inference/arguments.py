@@ -12,21 +12,17 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 
-from bayesspec.exceptions import BayesspecError, ObservationError, ReadError
-from bayesspec.grid import WavelengthGrid
+from bayesspec.exceptions import BayesspecError, ReadError
 from bayesspec.io import read
 from bayesspec.io.source import file_of
 from bayesspec.io.spectrum import is_specutils
-from bayesspec.observation import Observation, printable
+from bayesspec.observation import Gridded, Observation, printable
 from bayesspec.results.star import Failure
 
-__all__ = ["LARGEST_SEED", "check_options", "check_usable", "check_whole", "read_stars"]
+__all__ = ["LARGEST_SEED", "check_options", "check_whole", "read_stars"]
 
 LARGEST_SEED = 2**32 - 1
 """What numpy, and Pyro with it, takes."""
-
-FLUX_RANGE = 1e-37, 1e38
-"""Mean |flux| that single precision holds."""
 
 _OWN = ("seed", "scan", "progress")
 """What `denoise` gives to the engines itself."""
@@ -35,7 +31,7 @@ _LEAST = {"rounds": 0, "draws": 4}
 _CHOICES = {"classes": ("joint", "marginal")}
 
 
-def read_stars(given: Any, on_error: Literal["raise", "skip"]) -> list[Observation | Failure]:
+def read_stars(given: Any, on_error: Literal["raise", "skip"]) -> list[Observation | Gridded | Failure]:
     """The stars of what is given: observations, anything that `read` takes, or several of either.
 
     Raises:
@@ -44,7 +40,7 @@ def read_stars(given: Any, on_error: Literal["raise", "skip"]) -> list[Observati
     """
     if _is_one(given):
         given = [given]
-    stars: list[Observation | Failure] = []
+    stars: list[Observation | Gridded | Failure] = []
     for position, star in enumerate(given if isinstance(given, Iterable) else [given]):
         if not _is_one(star):
             raise BayesspecError(
@@ -52,7 +48,7 @@ def read_stars(given: Any, on_error: Literal["raise", "skip"]) -> list[Observati
                 "a Table, a spectrum of specutils, or a list of these"
             )
         try:
-            stars.append(star if isinstance(star, Observation) else read(star))
+            stars.append(star if isinstance(star, Observation | Gridded) else read(star))
         except ReadError as error:
             if on_error == "raise":
                 raise
@@ -62,25 +58,11 @@ def read_stars(given: Any, on_error: Literal["raise", "skip"]) -> list[Observati
 
 
 def _is_one(given: Any) -> bool:
-    if isinstance(given, Observation | str | os.PathLike | fits.HDUList | Table) or is_specutils(given):
+    if isinstance(given, Observation | Gridded | str | os.PathLike | fits.HDUList | Table) or is_specutils(
+        given
+    ):
         return True
     return hasattr(given, "read") and not isinstance(given, list)  # a SpectrumList can read, and is many
-
-
-def check_usable(star: Observation, grid: WavelengthGrid) -> None:
-    """Whether a star can be denoised on a grid.
-
-    Raises:
-        ObservationError: if no pixel of the grid is observed, or its flux is out of range.
-    """
-    with np.errstate(all="ignore"):
-        _, unit, _ = star.on_grid(grid)
-    least, most = FLUX_RANGE
-    if not ((unit > least) & (unit < most)).all():
-        raise ObservationError(
-            f"{star.name or 'spectrum'}: mean |flux| {unit.max():.3g} is not between {least:g} and {most:g}; "
-            "give the flux in another unit"
-        )
 
 
 def check_whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:

@@ -15,14 +15,14 @@ from bayesspec.batch import ObservationBatch
 from bayesspec.bundle import load_model
 from bayesspec.exceptions import BayesspecError, ObservationError
 from bayesspec.model import StellarModel
-from bayesspec.observation import Observation
+from bayesspec.observation import Gridded, Observation
 from bayesspec.results.diagnostics import PriorTail
 from bayesspec.results.result import Result
 from bayesspec.results.star import Failure
 from bayesspec.results.summary import point_columns, posterior_columns
 from bayesspec.runtime import own_state, progress_bar
 
-from .arguments import LARGEST_SEED, check_options, check_usable, check_whole, read_stars
+from .arguments import LARGEST_SEED, check_options, check_whole, read_stars
 from .draws import Draws
 from .handover import importance_or_nuts
 from .importance import importance_draws
@@ -46,7 +46,7 @@ METHODS = {"map": newton_estimate, "importance": importance_or_nuts, "nuts": nut
 
 @own_state()
 def denoise(
-    observations: Observation | Source | Iterable[Observation | Source],
+    observations: Observation | Gridded | Source | Iterable[Observation | Gridded | Source],
     *,
     model: StellarModel | str | Path = "stellar",
     method: Literal["map", "importance", "nuts"] | None = None,
@@ -62,8 +62,9 @@ def denoise(
     """Infer the clean spectrum and the class of every star.
 
     Arguments:
-        observations: One star or many: observations, or what `read` takes, such as the path of a file, a
-            spectrum of specutils or a `SpectrumList`.
+        observations: One star or many: observations, what is on the model's grid already (see
+            `Observation.on_grid`), or what `read` takes, such as the path of a file, a spectrum of specutils
+            or a `SpectrumList`.
         model: A model, the name of a shipped one, or the folder of a bundle.
         method: `map`: the mode of the posterior, eq. (7). `importance`: means, standard deviations and
             intervals from weighted draws, in a few seconds a star; a star whose weights are not to be
@@ -128,7 +129,7 @@ def denoise(
     if not usable:
         raise ObservationError("no observation was given")
     # Stars of as many exposures share a batch, whose depth is that of the deepest.
-    order = sorted(range(len(usable)), key=lambda n: len(usable[n]))
+    order = sorted(range(len(usable)), key=lambda n: len(usable[n].flux))
     usable = [usable[n] for n in order]
 
     device = network.class_logits.device
@@ -140,9 +141,7 @@ def denoise(
     with progress_bar(f"denoise ({method})", len(usable), enabled=progress and not slow) as report:
         for first in range(0, len(usable), batch_size):
             chunk = usable[first : first + batch_size]
-            batch = ObservationBatch.from_observations(
-                chunk, network.grid, device=device, dtype=torch.float32
-            )
+            batch = ObservationBatch.from_gridded(chunk, device=device, dtype=torch.float32)
             batch = infer_noise_level(network, batch, scan)
             if method == "map":
                 estimate = ENGINES[engine](network, batch, scan=scan, **options)
@@ -203,16 +202,18 @@ def _keywords_of(method: str, engine: str) -> tuple[Any, ...]:
 
 
 def _usable(
-    stars: list[Observation | Failure], model: StellarModel
-) -> tuple[list[Observation], list[Failure]]:
+    stars: list[Observation | Gridded | Failure], model: StellarModel
+) -> tuple[list[Gridded], list[Failure]]:
+    """The stars on the model's grid, and those that cannot be brought there."""
     usable, failures = [], []
     for position, star in enumerate(stars):
+        if isinstance(star, Gridded) and star.grid != model.grid:
+            raise ObservationError(f"{star.name or 'star'}: on another grid than that of {model.name}")
         if isinstance(star, Failure):
             failures.append(star)
             continue
         try:
-            check_usable(star, model.grid)
-            usable.append(star)
+            usable.append(star if isinstance(star, Gridded) else star.on_grid(model.grid))
         except ObservationError as error:
             failures.append(Failure(position, star.name, str(error)))
     return usable, failures

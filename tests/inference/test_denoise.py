@@ -14,7 +14,10 @@ from specutils import Spectrum, SpectrumList
 import bayesspec
 from bayesspec.distributions import NoiseFlow
 from bayesspec.exceptions import BayesspecError, ObservationError, ReadError
+from bayesspec.grid import WavelengthGrid, rebin
 from bayesspec.inference.denoise import METHODS, choose_method
+from bayesspec.pipeline import denoise_files
+from bayesspec.results.products import ProductWriter
 from bayesspec.runtime import seeded
 
 
@@ -307,3 +310,33 @@ def test_the_fewest_draws_are_no_error(toy_model, options):
     assert found.warnings[0]
     assert np.isfinite(found.interval(0.5)).all()
     assert found.to_arviz()["posterior"]["z"].size
+
+
+@pytest.mark.parametrize("by", ["denoise", "pipeline"])
+def test_every_exposure_is_rebinned_once(stars, model, tmp_path, monkeypatch, by):
+    """What is found out about a star on the grid is kept, not thrown away and found out again."""
+    done = []
+
+    def counted(*arguments):
+        done.append(1)
+        return rebin(*arguments)
+
+    monkeypatch.setattr("bayesspec.observation.rebin", counted)
+    if by == "denoise":
+        bayesspec.denoise(stars[0][:3], model=model)
+    else:
+        files = [tmp_path / f"{n}.ecsv" for n in range(3)]
+        for file, star in zip(files, stars[0], strict=False):
+            exposure = star.exposures[0]
+            Table({"wavelength": exposure.wavelength * u.AA, "flux": exposure.flux}).write(file)
+        writer = ProductWriter(tmp_path / "out", [str(file) for file in files])
+        list(denoise_files(files, writer, model))
+    assert len(done) == 3
+
+
+def test_what_is_on_the_grid_already_is_taken_as_it_is(result, stars, model):
+    """With the same numbers as coming from the native pixels; on another model's grid it is refused."""
+    gridded = [star.on_grid(model.grid) for star in stars[0]]
+    np.testing.assert_array_equal(bayesspec.denoise(gridded, model=model).flux, result.flux)
+    with pytest.raises(ObservationError, match="another grid"):
+        bayesspec.denoise(stars[0][0].on_grid(WavelengthGrid(size=512)), model=model)
