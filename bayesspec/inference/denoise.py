@@ -30,6 +30,7 @@ from .level import infer_noise_level
 from .map import map_estimate
 from .newton import newton_estimate
 from .nuts import nuts_draws
+from .once import once_a_model
 from .scan import LatentScan
 
 if TYPE_CHECKING:
@@ -133,8 +134,7 @@ def denoise(
     usable = [usable[n] for n in order]
 
     device = network.class_logits.device
-    scan = LatentScan(network)
-    rarity = PriorTail(network, seed)
+    scan, rarity = once_a_model(LatentScan, network), once_a_model(PriorTail, network, seed)
     parts, draws = [], []
     slow = method == "nuts"  # and shows its own bar, draw by draw
     options |= {"progress": progress} if slow else {}

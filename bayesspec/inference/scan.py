@@ -72,7 +72,9 @@ class LatentScan:
     def __init__(self, model: StellarModel) -> None:
         prior = model.prior
         filled = prior.log_weights > -torch.inf
-        self.model = model
+        # Of the model itself nothing is kept, so that a scan that is kept does not keep the model.
+        self.grid, self.passage = model.grid, model.passage
+        self.classes, self.residual_dim = len(model.classes), model.residual_dim
         self.z = prior.centres[filled]
         self.klass = filled.nonzero()[:, 0]
         self.templates = torch.cat([model.generator(z) for z in self.z.split(512)])
@@ -106,7 +108,7 @@ class LatentScan:
         return Starts(*(torch.cat(column, dim=1) for column in zip(*parts, strict=True)))
 
     def _best_of_classes(self, found: _Found, count: int) -> Starts:
-        n, classes = len(found.score), len(self.model.classes)
+        n, classes = len(found.score), self.classes
         klass = self.klass.repeat(found.copies)
         best = found.score.new_full((n, classes), -torch.inf).scatter_reduce(
             1, klass.expand(n, -1), found.score, reduce="amax"
@@ -127,7 +129,7 @@ class LatentScan:
         star = torch.arange(len(row), device=row.device)[:, None]
         template = row % len(self.z)
         z = self.z[template]
-        parts = [z, z.new_zeros(*row.shape, self.model.residual_dim)]
+        parts = [z, z.new_zeros(*row.shape, self.residual_dim)]
         if found.x is not None:
             parts.insert(1, found.x[star, row // len(self.z)])
         log_scale = found.log_scale.transpose(1, 2)[star, row]
@@ -137,15 +139,15 @@ class LatentScan:
         """How well every training latent fits, at rest without dust, and as the star may move and be red."""
         count = (~batch.mask).sum(-1, keepdim=True).to(batch.flux.dtype)
         weight = (~batch.mask).to(batch.flux.dtype)
-        if self.model.residual is not None:
+        if self.residual_dim:
             weight = _relative_weight(batch, count)
         flux = torch.where(batch.mask, 0.0, batch.flux)
         here = self._fit_robustly(batch.free_scale, flux, weight, count)
-        if self.model.passage is None:
+        if self.passage is None:
             return _Found(*here, None)
         x = self._passage(batch, flux.clamp(-BRIGHTEST, BRIGHTEST), weight, count)
         there = self._fit_robustly(batch.free_scale, *self._taken_back(flux, weight, batch.mask, x), count)
-        prior = self.model.passage.log_prob(torch.stack([torch.zeros_like(x), x]))
+        prior = self.passage.log_prob(torch.stack([torch.zeros_like(x), x]))
         score = torch.cat([here[0] + prior[0][:, None], there[0] + prior[1][:, None]], dim=-1)
         return _Found(
             score, torch.cat([here[1], there[1]], dim=-1), torch.stack([torch.zeros_like(x), x], dim=1)
@@ -154,27 +156,27 @@ class LatentScan:
     def _passage(self, batch: ObservationBatch, flux: Tensor, weight: Tensor, count: Tensor) -> Tensor:
         """The velocity and the dust, (N, P), with which one of a sample of training stars fits best."""
         best = flux.new_full((len(flux),), -torch.inf)
-        x = flux.new_zeros(len(flux), self.model.passage.dim)
+        x = flux.new_zeros(len(flux), self.passage.dim)
         grids = (VELOCITIES, DUST), (CLOSER_VELOCITIES, CLOSER_DUST)
         for velocities, dust in grids:
             middle = x.clone()
             for velocity in velocities.to(flux):
                 for ebv in dust.to(flux):
                     here = middle.clone()
-                    here[:, 0] += velocity / self.model.passage.widths[0]
-                    here[:, 1] += ebv / self.model.passage.widths[1]
+                    here[:, 0] += velocity / self.passage.widths[0]
+                    here[:, 1] += ebv / self.passage.widths[1]
                     taken = self._taken_back(flux, weight, batch.mask, here)
                     score, _ = self._compare(batch.free_scale, *taken, count, self.sample)
-                    score = score.amax(-1) + self.model.passage.log_prob(here)
+                    score = score.amax(-1) + self.passage.log_prob(here)
                     better = score > best
                     best, x = torch.where(better, score, best), torch.where(better[:, None], here, x)
         return x
 
     def _taken_back(self, flux: Tensor, weight: Tensor, mask: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Flux and weight (N, E, D) as they would be of the star at rest, without dust, for x (N, P)."""
-        ratio = 1 + self.model.passage.physical(x)[:, None, 0] / SPEED_OF_LIGHT
-        back = Shift(SPEED_OF_LIGHT * (1 / ratio - 1), self.model.grid)
-        factor = self.model.passage.throughput(x)[:, None]
+        ratio = 1 + self.passage.physical(x)[:, None, 0] / SPEED_OF_LIGHT
+        back = Shift(SPEED_OF_LIGHT * (1 / ratio - 1), self.grid)
+        factor = self.passage.throughput(x)[:, None]
         flux, weight = back.apply(flux / factor), back.apply(weight * factor.square())
         return flux, torch.where(back.lacks(mask), 0.0, weight.clamp_min(0.0))
 

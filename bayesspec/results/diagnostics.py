@@ -50,8 +50,8 @@ class PriorTail:
 
     @torch.no_grad()
     def __init__(self, model: StellarModel, seed: int, draws: int = 4096) -> None:
-        self.model, self.prior = model, model.prior
-        prior = model.prior
+        self.prior = prior = model.prior
+        self.latent_dim, self.lead_dim = model.latent_dim, model.lead_dim
         with seeded(seed):
             every = torch.arange(len(model.classes), device=model.class_logits.device)
             drawn = prior(every).sample((draws,)).unbind(1)
@@ -64,7 +64,7 @@ class PriorTail:
 
     def __call__(self, z: Tensor, klass: Tensor) -> Tensor:
         """The score of latents (N, L + P + R) in classes (N,)."""
-        z, _, w = self.model.parts(z)
+        z, _, w = z.tensor_split((self.latent_dim, self.lead_dim), dim=-1)
         density = self.prior(klass).log_prob(z) + _log_size(w[..., :1])
         below = torch.searchsorted(self.sorted[klass], density[:, None]).squeeze(-1)
         return (below + 1) / (self.sorted.shape[-1] + 1)
