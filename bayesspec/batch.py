@@ -113,18 +113,17 @@ class ObservationBatch:
         import torch
 
         def tensor(array: NDArray) -> torch.Tensor:
-            kind = dtype or torch.float32
-            return torch.as_tensor(np.ascontiguousarray(array)).to(device=device, dtype=kind)
+            return torch.as_tensor(np.ascontiguousarray(array), device=device, dtype=dtype or torch.float32)
 
         observed = ~np.asarray(mask, dtype=bool)
         free = np.asarray(free_scale, dtype=bool) & observed.any(-1)
         return cls(
             tensor(np.where(observed, flux, 0.0)),
             tensor(np.where(observed, ivar, 0.0)),
-            torch.as_tensor(~observed).to(device),
+            torch.as_tensor(~observed, device=device),
             tensor(unit_flux),
-            torch.as_tensor(free).to(device),
-            torch.as_tensor(np.stack(np.nonzero(free))).to(device),
+            torch.as_tensor(free, device=device),
+            torch.as_tensor(np.stack(np.nonzero(free)), device=device),
             tuple(names) or tuple(f"star {n}" for n in range(len(observed))),
         )
 
