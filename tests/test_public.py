@@ -33,6 +33,17 @@ def test_light_imports_stay_light(statement):
     assert done.stdout.strip() == "[]"
 
 
+def test_a_map_does_not_wait_for_what_it_does_not_need():
+    """The distributions of scipy take half a second to load."""
+    code = (
+        "import sys, bayesspec, numpy as np; "
+        "star = bayesspec.Observation(np.linspace(3900, 9100, 400), np.ones(400)); "
+        "bayesspec.denoise(star, model='kang2021'); print('scipy.stats' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_version_is_that_of_the_distribution():
     from importlib.metadata import PackageNotFoundError, version
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import ndtri
-from scipy.stats import chi2, qmc
 from torch import Tensor
 
 __all__ = ["SizedNormal", "StudentMixture"]
@@ -153,6 +152,8 @@ class StudentMixture:
         """
         stars, dim = self.free.shape
         further = 0 if self.given is None else self.given.dim
+        from scipy.stats import chi2, qmc  # half a second, which `map` need not wait for
+
         sequence = qmc.Sobol(2 + max(dim, RESERVED) + further, seed=seed)
         uniform = sequence.random_base2(max(1, count - 1).bit_length())[:count]
         uniform = uniform.clip(1e-12, 1 - 1e-12)

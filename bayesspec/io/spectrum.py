@@ -1,4 +1,4 @@
-"""From a specutils `Spectrum` (specutils 2) or `Spectrum1D` (specutils 1)."""
+"""From a specutils `Spectrum`."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ def read_spectrum(spectrum: Spectrum, *, air: bool | None = None) -> Observation
     if not axis.unit.is_equivalent(u.AA, u.spectral()):
         raise ReadError(f"the spectral axis is in {axis.unit}, no wavelength, frequency or energy")
 
-    # specutils 2 may keep the spectral axis elsewhere than last.
-    place = getattr(spectrum, "spectral_axis_index", None)
-    place = -1 if place is None else place
+    place = spectrum.spectral_axis_index  # not always the last
     flux = _move(spectrum.flux, place)
     if flux.ndim > 2:
         raise ReadError(f"flux has {flux.ndim} axes, expected (M,) or exposures (E, M)")

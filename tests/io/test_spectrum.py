@@ -7,12 +7,10 @@ import pytest
 from astropy import units as u
 from astropy.nddata import InverseVariance, StdDevUncertainty, UnknownUncertainty, VarianceUncertainty
 from numpy.testing import assert_allclose, assert_array_equal
+from specutils import Spectrum
 
 from bayesspec import Observation, read
 from bayesspec.exceptions import ReadError
-
-specutils = pytest.importorskip("specutils")
-Spectrum = getattr(specutils, "Spectrum", None) or specutils.Spectrum1D
 
 AXIS = np.linspace(4000, 9000, 300)
 FLUX = 3 + np.sin(AXIS / 100)
