@@ -264,6 +264,11 @@ class StellarModel(nn.Module):
         return str(self.card.get("name", "unnamed"))
 
     @property
+    def version(self) -> str:
+        """The first digits of the hash of all that makes the model: weights, grid, classes, architecture."""
+        return str(self.card.get("settings_sha256", ""))[:12]
+
+    @property
     def latent_dim(self) -> int:
         """L, of z."""
         return self.generator.latent_dim

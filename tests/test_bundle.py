@@ -7,6 +7,7 @@ import json
 import os
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import bayesspec.bundle as module
+from bayesspec import Observation, denoise
 from bayesspec.bundle import load_model, read_card, save_model, seal, settings_hash, shipped
 from bayesspec.exceptions import BundleError
 
@@ -32,6 +34,21 @@ def test_round_trip(toy_model, toy_batch, tmp_path):
     z, log_scale = torch.zeros(len(toy_batch), 2), torch.zeros(toy_batch.flux.shape[:2])
     for a, b in zip(*(log_joint(m, toy_batch, z, log_scale) for m in (toy_model, back)), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_version_is_of_all_that_makes_the_model(toy_model, toy_batch, tmp_path):
+    """Weights on another grid are another version, a note on the card is none; a result says which it is."""
+    other = copy.copy(toy_model)
+    other.grid = replace(toy_model.grid, log=True)
+    saved = (toy_model, {}), (other, {}), (toy_model, {"note": "mine"})
+    one, shifted, noted = (
+        load_model(save_model(model, tmp_path / str(n), card=card)) for n, (model, card) in enumerate(saved)
+    )
+    assert one.card["sha256"] == shifted.card["sha256"]
+    assert one.version == noted.version != shifted.version
+    star = Observation(one.grid.wavelength, toy_batch.flux[0, 0].numpy(), mask=toy_batch.mask[0, 0].numpy())
+    for model in (one, shifted):
+        assert denoise(star, model=model).star().model_version == model.version
 
 
 def test_what_half_precision_holds_takes_half_the_room(toy_model, tmp_path):

@@ -142,7 +142,7 @@ class _Variant(Bayes):
     def __init__(self, name: str, model: StellarModel, method: str, seed: int) -> None:
         super().__init__(model, method, seed)
         self.name = name
-        self.key = f"{name} {model.card.get('sha256', '')} {method} {seed}"
+        self.key = f"{name} {model.version} {method} {seed}"
 
 
 def _without(model: StellarModel, *parts: str) -> StellarModel:

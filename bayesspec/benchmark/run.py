@@ -74,7 +74,7 @@ class Bayes:
             )
         self.model, self.method, self.seed = model, method, seed
         self.name = f"{model.name} {method}"
-        self.key = f"{model.card.get('sha256', '')} {method} {seed}"
+        self.key = f"{model.version} {method} {seed}"
 
     def __call__(self, data: NoisyStars) -> tuple[NDArray, NDArray | None, Scores]:
         """See `Method`."""

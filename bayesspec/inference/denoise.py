@@ -154,7 +154,7 @@ def denoise(
     result = Result(
         method=method,
         model_name=network.name,
-        model_version=str(network.card.get("sha256", ""))[:12],
+        model_version=network.version,
         grid=network.grid,
         classes=network.classes,
         names=tuple(star.name for star in usable),

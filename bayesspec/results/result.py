@@ -104,7 +104,7 @@ class Result:
             what lacks the lines and bands of its kind.
         failures: Inputs that have no result.
         warnings: For each star, what to look at.
-        model_version: Version of the bundle.
+        model_version: Version of the bundle: the first of the hash of all that makes the model.
         model_flux_std: Standard deviation of `model_flux`, (N, D); None if the method gives none.
         draws: Draws from the posterior; None if the method gives none.
         model: The model, which decodes the draws.
@@ -357,13 +357,12 @@ class Result:
         Its mask is True where no exposure saw the pixel, so that the flux is the model's guess. `meta` is
         the star's row of `table`, `warnings` among it.
         """
-        import specutils
         from astropy.nddata import StdDevUncertainty
+        from specutils import Spectrum
 
         star = self.star(i)
-        kind = getattr(specutils, "Spectrum", None) or specutils.Spectrum1D
         std = star.flux_std
-        return kind(
+        return Spectrum(
             spectral_axis=self.wavelength * u.AA,
             flux=star.flux * star.unit,
             uncertainty=None if std is None else StdDevUncertainty(std * star.unit),
