@@ -15,7 +15,7 @@ from bayesspec.physics.doppler import Shift
 
 __all__ = ["Passage"]
 
-VELOCITY, DUST, ARMS = "velocity_offset", "ebv_excess", "arms"
+VELOCITY, DUST, ARMS = "velocity_offset", "ebv_excess", "arm_step"
 """What its first latents stand for: velocity, km/s, and E(B-V), magnitudes, beyond those of library stars;
 log ratio of the red arm's flux scale to the blue one's."""
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["ArvizInput", "to_arviz"]
 
 
+_UNITS = {"velocity_offset": "km / s", "ebv_excess": "mag"}
+"""Of what happens to the light on its way; the others are logs of factors."""
+
+
 @dataclass(frozen=True, eq=False)
 class ArvizInput:
     """The posterior of one star as plain arrays; C chains of T draws, E exposures, D pixels.
@@ -38,7 +42,8 @@ class ArvizInput:
         sample_stats: Statistics of the sampler, each (C, T), by ArviZ's names.
         warmup_stats: The same of its warm-up, each (C, W).
         attrs: What to know about the posterior: model, method, star.
-        w: Latents of the residual term, (C, T, R), of a model that has one.
+        h: Log sizes of the residuals, (C, T, H), of a model that has a residual term.
+        w: Latents of the residual term, (C, T, R), likewise.
         x: Velocity and throughput, (C, T, P), of a model that has a passage.
         passage: Their names.
     """
@@ -58,6 +63,7 @@ class ArvizInput:
     sample_stats: Mapping[str, NDArray] = field(default_factory=dict)
     warmup_stats: Mapping[str, NDArray] = field(default_factory=dict)
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    h: NDArray | None = None
     w: NDArray | None = None
     x: NDArray | None = None
     passage: Sequence[str] = ()
@@ -66,7 +72,8 @@ class ArvizInput:
 def to_arviz(star: ArvizInput) -> InferenceData | DataTree:
     """ArviZ's container: an `InferenceData` of ArviZ 0.x, an `xarray.DataTree` of ArviZ 1.x.
 
-    Groups: `posterior` (z, passage, w of a residual term, log_scale of free exposures), `sample_stats` and
+    Groups: `posterior` (z; passage, by the names of its effects; h and w of a residual term, its log size and
+    its patterns; log_scale of free exposures), `sample_stats` and
     `warmup_sample_stats` where the sampler has any, `log_likelihood`, `observed_data`,
     `posterior_predictive` of every `thin`-th draw, `predictions` from the same draws (class_probability,
     p(C | z), and flux, the clean spectrum with its gaps filled), `constant_data` (the exposures on the grid,
@@ -98,6 +105,10 @@ def to_arviz(star: ArvizInput) -> InferenceData | DataTree:
     if star.x is not None and star.x.shape[-1]:
         posterior["passage"] = (("chain", "draw", "effect"), star.x)
         scales["effect"] = np.array(star.passage, dtype=str)
+        scales["unit"] = "effect", np.array([_UNITS.get(name, "") for name in star.passage], dtype=str)
+    if star.h is not None and star.h.shape[-1]:
+        posterior["h"] = (("chain", "draw", "size"), star.h)
+        scales["size"] = np.arange(star.h.shape[-1])
     if star.w is not None and star.w.shape[-1]:
         posterior["w"] = (("chain", "draw", "component"), star.w)
         scales["component"] = np.arange(star.w.shape[-1])

@@ -132,11 +132,14 @@ def arviz_input(
     clean, replicated = (np.concatenate(part) for part in zip(*some, strict=True))
     by_class = model.log_joint_classes(torch.as_tensor(latents).to(device))
     used = next(flows(latents[:1, :1], log_scale[:1, :1]))[1].used[0].cpu().numpy()
-    z, x, w = np.split(latents, [model.latent_dim, model.lead_dim], axis=-1)
+    names = () if model.passage is None else model.passage.names
+    sizes = 0 if model.residual is None else model.residual_dim - model.residual.components
+    z, x, h, w = np.split(latents, np.cumsum([model.latent_dim, len(names), sizes]), axis=-1)
     return ArvizInput(
         z=z,
         x=x if model.passage is None else x * model.passage.widths.cpu().numpy(),
-        passage=() if model.passage is None else model.passage.names,
+        passage=names,
+        h=h,
         w=w,
         log_scale=log_scale[..., free],
         free=free,

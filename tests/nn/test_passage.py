@@ -58,7 +58,7 @@ def test_the_density_is_student_s(passage, x):
 
 
 def test_names_are_of_the_latents(passage):
-    assert passage.names == ("velocity_offset", "ebv_excess", "arms", "calibration 1", "calibration 2")
+    assert passage.names == ("velocity_offset", "ebv_excess", "arm_step", "calibration 1", "calibration 2")
     assert passage.dim == len(passage.names)
 
 

@@ -93,6 +93,20 @@ def test_every_array_is_under_its_coordinates(star):
     assert posterior["posterior"].attrs["model"] == "a straight line"
 
 
+def test_latents_of_a_model_with_more_parts_have_names(star):
+    """Velocity and dust by name and with their units; the size of residuals apart from their patterns."""
+    rng = np.random.default_rng(2)
+    x, h, w = (rng.standard_normal((4, 200, count)) for count in (3, 1, 5))
+    names = ("velocity_offset", "ebv_excess", "arm_step")
+    group = to_arviz(replace(star, x=x, passage=names, h=h, w=w))["posterior"]
+    for k, (name, unit) in enumerate(zip(names, ("km / s", "mag", ""), strict=True)):
+        effect = group["passage"].sel(effect=name)
+        np.testing.assert_array_equal(effect, x[..., k])
+        assert effect["unit"].item() == unit
+    np.testing.assert_array_equal(group["h"].sel(size=0), h[..., 0])
+    np.testing.assert_array_equal(group["w"].sel(component=4), w[..., 4])
+
+
 def test_container_is_that_of_the_generation(star):
     assert type(to_arviz(star)).__name__ == ("DataTree" if MODERN else "InferenceData")
 

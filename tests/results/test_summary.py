@@ -18,6 +18,7 @@ from bayesspec.inference.convergence import chain_diagnostics, import_arviz
 from bayesspec.inference.denoise import denoise
 from bayesspec.inference.draws import Draws
 from bayesspec.model import SCALE_WIDTH
+from bayesspec.observation import Observation
 from bayesspec.results.diagnostics import features
 from bayesspec.results.spectra import arviz_input
 from bayesspec.training.exposures import NoiseLibrary
@@ -129,6 +130,23 @@ def test_predictive_is_the_clean_spectrum_and_the_noise(chains):
     np.testing.assert_array_equal(star.replicated, again.replicated)
     few = arviz_input(chains._posterior(1, ""), replicates=60)
     assert few.replicated.shape[:2] == (3, 20)
+
+
+def test_parts_of_the_latents_are_told_apart(toy_stellar, toy_stellar_batch):
+    """What the draws hold together has names of its own: size h, patterns w, and the passage in its units."""
+    flux, mask = (getattr(toy_stellar_batch, name)[0].numpy() for name in ("flux", "mask"))
+    star = Observation(toy_stellar.grid.wavelength, flux, np.full(flux.shape, 400.0), mask)
+    options = {"method": "nuts", "chains": 2, "warmup": 4, "draws": 8}
+    found = denoise(star, model=toy_stellar, **options)
+    group, draws = found.to_arviz()["posterior"], found.draws
+    together = np.concatenate([group["h"], group["w"]], axis=-1)
+    np.testing.assert_array_equal(together, draws.w[0])
+    assert group["h"].sizes["size"] == toy_stellar.residual_dim - toy_stellar.residual.components
+    widths = toy_stellar.passage.widths.numpy()
+    for k, name in enumerate(toy_stellar.passage.names):
+        np.testing.assert_allclose(
+            group["passage"].sel(effect=name), widths[k] * draws.x[0, ..., k], rtol=1e-6
+        )
 
 
 # of a few hundred draws ArviZ may say that a pixel counts for much: which one does is a matter of luck
