@@ -14,6 +14,7 @@ _PUBLIC = {
     "Result": "bayesspec.results.result",
     "WavelengthGrid": "bayesspec.grid",
     "denoise": "bayesspec.inference.denoise",
+    "denoise_survey": "bayesspec.survey.runner",
     "load_model": "bayesspec.bundle",
     "read": "bayesspec.io",
 }

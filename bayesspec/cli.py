@@ -1,15 +1,18 @@
-"""The command line: `bayesspec denoise | demo | info | train | evaluate | bench`.
+"""The command line: `bayesspec denoise | status | report | demo | info | train | evaluate | bench`.
 
 Nothing heavy is imported before a command runs, so that --help is quick. Results go to stdout, everything
 else to stderr. Exit status: 0 all well, 1 an input failed, 2 the command was not understood, or it could not
-do its work: no space on the disk, stdout closed.
+do its work: no space on the disk, stdout closed; 130 and 143 stopped by SIGINT (Ctrl-C) and SIGTERM.
 """
 
 from __future__ import annotations
 
 import glob
+import signal
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,8 +23,6 @@ from . import __version__
 from .exceptions import BayesspecError, ReadError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from .model import StellarModel
 
 __all__ = ["app", "main"]
@@ -83,8 +84,13 @@ def _options(
 
 @app.command()
 def denoise(
-    files: Annotated[
-        list[Path], typer.Argument(metavar="FILE", help="Spectra: SDSS, BOSS, LAMOST, or text.")
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT",
+            help="Spectra: SDSS, BOSS, LAMOST, text; tables and images of many; folders, quoted patterns; "
+            "@LIST for a file with a name a line.",
+        ),
     ],
     out: Out = Path("denoised"),
     model: Annotated[str, typer.Option(help="A shipped model, or the folder of a bundle.")] = "stellar",
@@ -105,55 +111,111 @@ def denoise(
     strict: Annotated[
         bool, typer.Option("--strict", help="Take pixels with doubtful mask bits for missing too.")
     ] = False,
+    per_star: Annotated[
+        bool | None,
+        typer.Option(
+            "--per-star/--parts",
+            help="A file a star, or tables of some hundred stars and a catalogue. A file a star for fewer "
+            "than a thousand, if neither is given.",
+        ),
+    ] = None,
     figures: Annotated[bool, typer.Option("--figures", help="Save a figure of every star.")] = False,
     overwrite: Overwrite = False,
     device: Annotated[str, typer.Option(help="cpu, or a GPU: cuda, cuda:1.")] = "cpu",
     seed: Seed = 0,
     batch_size: Annotated[
         int | None,
+        typer.Option(min=1, help="Stars of one batch of inference: 16, on a GPU 64, if not given."),
+    ] = None,
+    workers: Annotated[
+        int | None,
         typer.Option(
-            min=1, help="Stars in memory at once, and between two summaries: 16, on a GPU 64, if not given."
+            min=0, help="Processes of one thread each; one a core if not given, for a file a star none."
         ),
     ] = None,
+    piece_size: Annotated[int, typer.Option(min=1, help="Stars of a part, and of a worker's task.")] = 256,
+    time_limit: Annotated[
+        float,
+        typer.Option(min=0.001, help="Seconds after which an input that is still being read is given up."),
+    ] = 60.0,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Scheduler of a Dask cluster that does the work, or its file."),
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(metavar="K/N", help="Do the share of job K of an array of N.")
+    ] = None,
+    take_over: Annotated[
+        bool,
+        typer.Option("--take-over", help="Go on with a run of another machine that ended without a word."),
+    ] = False,
 ) -> None:
-    """Denoise spectra, one star a file.
+    """Denoise spectra: one, or millions.
 
-    Writes a FITS table for every star, and summary.ecsv with a row for every file.
+    Writes a FITS table for every star, and summary.ecsv with a row for every input; or, from a thousand on,
+    parts of some hundred stars and a catalogue.
 
-    A file that cannot be used is named on stderr, the others go on, and the exit status is 1.
+    A run that was stopped goes on where it was: give the same command again.
+
+    An input that cannot be used is named on stderr, the others go on, and the exit status is 1.
 
     [bold]Example[/bold]: bayesspec denoise spec-*.fits -o out/ --figures
-    """
-    from .inference.denoise import choose_method
-    from .pipeline import denoise_files
-    from .results.products import ProductWriter
-    from .terminal import print_summary
 
-    chosen = choose_method(method, uncertainty)
-    writer = ProductWriter(out, [str(file) for file in files], figures=figures, overwrite=overwrite)
-    network = _load(model, device)
-    failed = 0
-    with _progress("denoise", len(files)) as progress:
-        (task,) = progress.task_ids
-        for outcome in denoise_files(
-            files,
-            writer,
-            network,
-            method=chosen,
-            exposures=exposures.value,
-            strict=strict,
-            seed=seed,
-            batch_size=batch_size or (16 if device == "cpu" else 64),
-        ):
-            progress.advance(task)
-            if isinstance(outcome, tuple):
-                failed += 1
-                _say(f"{outcome.name}: {outcome.reason}", progress)
+    [bold]Example[/bold]: bayesspec denoise survey/ -o out/ --workers 16
+    """
+    from .survey.runner import denoise_survey
+    from .terminal import print_counts, print_summary
+
+    survey = denoise_survey(
+        inputs,
+        out,
+        model=model,
+        method=method,
+        uncertainty=uncertainty,
+        exposures=exposures.value,
+        strict=strict,
+        seed=seed,
+        device=device,
+        batch_size=batch_size,
+        per_star=per_star,
+        figures=figures,
+        piece_size=piece_size,
+        time_limit=time_limit,
+        workers=workers,
+        scheduler=scheduler,
+        part=_share(part),
+        overwrite=overwrite,
+        take_over=take_over,
+        progress=True,
+    )
+    counts: Counter[str] = Counter()
     try:
-        print_summary(writer.summary())
+        with _stopped_by_signals(), closing(survey):
+            for row in survey:
+                counts[row.get("class", "failed")] += 1
+    except Stopped as stop:
+        _say(f"stopped: {survey.done} of {survey.total} done; the same command goes on")
+        raise typer.Exit(128 + stop.number) from None
+    share = survey.total if part is None else survey.share
+    try:
+        print_summary(survey.summary()) if survey.per_star else print_counts(counts)
     finally:
-        _say(f"{len(files) - failed} of {len(files)} denoised, products in {out}")
-    raise typer.Exit(1 if failed else 0)
+        _say(f"{survey.done - survey.failed} of {share} denoised, products in {out}")
+    raise typer.Exit(1 if survey.failed else 0)
+
+
+@app.command()
+def status(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a run.")],
+) -> None:
+    """Say how far a run of denoise is, running or stopped.
+
+    [bold]Example[/bold]: bayesspec status out/
+    """
+    from .survey.progress import status as look
+    from .terminal import print_status
+
+    print_status(look(out))
 
 
 @app.command()
@@ -355,6 +417,44 @@ def posterior(
     _say(f"{len(batch)} spectra, runs in {out}")
 
 
+class Stopped(BaseException):
+    """A signal asks for the end."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM raise `Stopped`, once: what comes after it tidies up in peace."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(number: int, frame: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(number)
+
+    try:
+        before = [signal.signal(number, stop) for number in numbers]
+    except ValueError:  # not the main thread, which alone hears of signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _share(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    k, _, n = text.partition("/")
+    if not (k.isdecimal() and n.isdecimal()):
+        raise BayesspecError(f"--part {text}: the share is K/N, such as 3/64")
+    return int(k), int(n)
+
+
 def _load(model: str, device: str) -> StellarModel:
     from .bundle import load_model
 
@@ -375,20 +475,6 @@ def _expand(patterns: list[str]) -> list[Path]:
     return files
 
 
-def _progress(label: str, total: int) -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    bar.add_task(label, total=total)
-    return bar
-
-
-def _say(message: str, progress: Progress | None = None) -> None:
-    """One line on stderr, above the bar if there is one."""
-    if progress is None or progress.disable:
-        typer.echo(message, err=True)
-    else:
-        progress.console.print(message, markup=False, highlight=False, soft_wrap=True)
+def _say(message: str) -> None:
+    """One line on stderr."""
+    typer.echo(message, err=True)

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from .distributions import NoiseFlow, RobustNoiseFlow
 from .exceptions import BayesspecError
 from .grid import WavelengthGrid
+from .inference.denoise import denoise
+from .io import read
 from .io.bits import SPPIXMASK
 from .model import StellarModel
 from .observation import Observation
-from .pipeline import denoise_files
 from .results.plotting import save_figure
 from .results.products import SUMMARY, ProductWriter, written
 from .results.result import Result
@@ -80,9 +81,9 @@ def run_demo(
     with written(file) as part:
         to_sdss(model.grid, flux * FLUX, ivar / FLUX**2, bits).writeto(part, overwrite=True)
 
-    (star,) = denoise_files([file], writer, model, exposures="individual", seed=seed)
-    if not isinstance(star, Result):
-        raise BayesspecError(f"{file}: {star.reason}")
+    star = denoise(read(file, exposures="individual"), model=model, method="map", seed=seed)
+    writer.add(0, star.star())
+    writer.write_summary()
     figure = writer.folder / f"{writer.stems[0]}.png"
     with written(figure) as part:
         save_figure(star.plot(truth=truth * FLUX), part)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,7 +16,15 @@ from rich.text import Text
 from .exceptions import BayesspecError, BundleError
 from .observation import printable
 
-__all__ = ["print_card", "print_classes", "print_observation", "print_summary", "print_table"]
+__all__ = [
+    "print_card",
+    "print_classes",
+    "print_counts",
+    "print_observation",
+    "print_status",
+    "print_summary",
+    "print_table",
+]
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
@@ -65,6 +73,26 @@ def print_summary(rows: Iterable[Any]) -> None:
         ]
         lines.append([row["name"], row["class"], *numbers, row["warnings"]])
     print_table(header, lines)
+
+
+def print_counts(counts: Mapping[str, int]) -> None:
+    """How many inputs of a large run came out as which class."""
+    print_table(["class", "stars"], sorted(counts.items(), key=lambda item: (item[0] == "failed", -item[1])))
+
+
+def print_status(found: Mapping[str, Any]) -> None:
+    """How far a run is, as `bayesspec.survey.progress.status` gives it."""
+    from .survey.progress import duration
+
+    facts = {
+        "state": found["state"] + (f", {found['where']}" if found["where"] else ""),
+        "done": f"{found['done']} of {found['total']} ({found['done'] / max(found['total'], 1):.1%})",
+        "failed": found["failed"],
+        "last change": f"{duration(found['updated'])} ago",
+    }
+    if found["rate"]:
+        facts |= {"rate": f"{found['rate']:.3g} a second", "time left": duration(found["left"])}
+    print_table(["what", "value"], facts.items())
 
 
 def print_classes(

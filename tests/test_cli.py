@@ -19,8 +19,9 @@ from astropy.table import Table
 from bayesspec.cli import main
 from bayesspec.exceptions import BayesspecError
 from bayesspec.results.products import SUMMARY
+from bayesspec.survey.folder import STATE
 
-COMMANDS = ("denoise", "demo", "info", "train", "evaluate")
+COMMANDS = ("denoise", "status", "demo", "info", "train", "evaluate")
 
 
 @pytest.fixture
@@ -322,7 +323,7 @@ class TestProcesses:
         out = tmp_path / "out"
         running = process("denoise", *spectra, "-o", out, "--model", small_bundle, preexec_fn=limit)
         assert "red.denoised.fits: cannot be written (File too large)" in one_line(running)
-        assert [path.name for path in out.iterdir()] == [SUMMARY]
+        assert {path.name for path in out.iterdir()} == {SUMMARY, STATE}
         assert set(summary(out)["status"]) == {"not reached"}
 
     def test_killed(self, process, spectra, small_bundle, tmp_path):
@@ -379,27 +380,22 @@ class TestProcesses:
         assert b"\\xe9toile" in output
 
 
-def test_output_folder_that_goes_away(run, spectra, small_bundle, tmp_path):
-    from bayesspec import load_model
-    from bayesspec.pipeline import denoise_files
-    from bayesspec.results.products import ProductWriter
+def test_output_folder_that_goes_away(spectra, small_bundle, tmp_path):
+    from bayesspec import denoise_survey
 
-    writer = ProductWriter(tmp_path / "out", list(map(str, spectra)))
-    outcomes = denoise_files(spectra, writer, load_model(small_bundle), batch_size=1)
-    next(outcomes)
+    rows = iter(denoise_survey(spectra, tmp_path / "out", model=small_bundle, batch_size=1))
+    next(rows)
     shutil.rmtree(tmp_path / "out")
     with pytest.raises(BayesspecError, match=r"cannot be written \(No such file or directory\)"):
-        next(outcomes)
+        next(rows)
 
 
 def test_the_summary_is_there_from_the_start(spectra, small_bundle, tmp_path):
     """After each batch it says what there is; in no moment is it half a file."""
-    from bayesspec import load_model
-    from bayesspec.pipeline import denoise_files
-    from bayesspec.results.products import ProductWriter
+    from bayesspec import denoise_survey
 
-    writer = ProductWriter(tmp_path / "out", list(map(str, spectra)))
-    for done, _ in enumerate(denoise_files(spectra, writer, load_model(small_bundle), batch_size=1)):
+    survey = denoise_survey(spectra, tmp_path / "out", model=small_bundle, batch_size=1)
+    for done, _ in enumerate(survey, start=1):
         assert list(summary(tmp_path / "out")["status"]) == ["ok"] * done + ["not reached"] * (3 - done)
     assert list(summary(tmp_path / "out")["status"]) == ["ok"] * 3
 

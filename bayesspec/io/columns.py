@@ -23,6 +23,7 @@ __all__ = [
     "ROLES",
     "column_names",
     "column_roles",
+    "filled",
     "is_spectrum",
     "read_columns",
     "read_facts",
@@ -110,7 +111,7 @@ def read_columns(hdu: fits.BinTableHDU) -> dict[str, NDArray | u.Quantity]:
                 f"{names[position]}; expected one row of vectors, or a row for each pixel"
             )
         null = hdu.header.get(f"TNULL{position + 1}")
-        columns[role] = _filled(role, values, False if null is None else values == null)
+        columns[role] = filled(role, values, False if null is None else values == null)
         units[role] = hdu.header.get(f"TUNIT{position + 1}")
     return with_units(columns, units)
 
@@ -120,7 +121,7 @@ def table_hdu(table: Table) -> fits.BinTableHDU:
     names = [str(name) for name in table.colnames]
     columns = {names[n]: (role, table.columns[n]) for role, n in column_roles(names).items()}
     plain = {
-        name: _filled(role, np.asarray(getattr(column, "unmasked", column)), getattr(column, "mask", False))
+        name: filled(role, np.asarray(getattr(column, "unmasked", column)), getattr(column, "mask", False))
         for name, (role, column) in columns.items()
     }
     hdu = fits.table_to_hdu(Table(plain))
@@ -131,7 +132,7 @@ def table_hdu(table: Table) -> fits.BinTableHDU:
     return hdu
 
 
-def _filled(role: str, values: NDArray, missing: NDArray[np.bool_] | bool) -> NDArray:
+def filled(role: str, values: NDArray, missing: NDArray[np.bool_] | bool) -> NDArray:
     """Numbers with NaN where they are missing; booleans and bits of masks with True and NODATA."""
     if values.dtype.kind not in "biuf":
         raise ReadError(f"the column of {role} does not hold numbers")

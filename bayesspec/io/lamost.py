@@ -22,7 +22,7 @@ from bayesspec.observation import Observation
 from .bits import bad_pixels
 from .columns import MOST_PIXELS, is_spectrum, read_columns, read_facts, to_ivar, to_vacuum, with_units
 
-__all__ = ["read_lamost"]
+__all__ = ["padding", "read_lamost"]
 
 _ROWS = 5
 
@@ -74,7 +74,7 @@ def read_lamost(hdus: fits.HDUList, *, strict: bool = False, air: bool | None = 
         to_vacuum(columns["wavelength"], air, header),
         flux,
         to_ivar(columns),
-        bad | _padding(np.asarray(flux)),
+        bad | padding(np.asarray(flux)),
     )
     facts = read_facts(_FACTS, None, header)
     star.meta |= {"layout": layout, "exposures": ("coadd",), **facts}
@@ -116,7 +116,7 @@ def _is_wavelength(row: NDArray[np.float64]) -> bool:
     return bool(np.isfinite(row).all() and row[0] > 1000 and (np.diff(row) > 0).all())
 
 
-def _padding(flux: NDArray[np.float64]) -> NDArray[np.bool_]:
+def padding(flux: NDArray[np.float64]) -> NDArray[np.bool_]:
     """True in the runs of exact zeros at both ends."""
     filled = np.flatnonzero(flux)
     if filled.size == 0:

@@ -25,13 +25,25 @@ if TYPE_CHECKING:
 
     from bayesspec.grid import WavelengthGrid
 
-__all__ = ["SUMMARY", "ProductWriter", "unique_stems", "write_products", "written"]
+__all__ = [
+    "NOT_REACHED",
+    "SUMMARY",
+    "ProductWriter",
+    "star_row",
+    "unique_stems",
+    "write_products",
+    "write_star",
+    "written",
+]
 
 SUMMARY = "summary.ecsv"
 """Name of the table of the run."""
 
 QUICK = 0.5
 """Seconds: a summary that is written faster is written after every batch."""
+
+NOT_REACHED = "not reached"
+"""Status of an input that the run has not come to."""
 
 SHARE = 0.1
 """Of the time of a run, at most, for writing the summary again and again: of 10,000 rows it takes seconds."""
@@ -75,6 +87,7 @@ class ProductWriter:
     Arguments:
         folder: Where to write; made if need be.
         names: Of all inputs, in order: star names or file names. Two inputs of one name get two files.
+        stems: What the files are called after, if not after the names.
         figures: Save a figure of every star beside its table.
         overwrite: Replace files of an earlier run. What it left of an input that now fails is removed.
 
@@ -84,11 +97,17 @@ class ProductWriter:
     """
 
     def __init__(
-        self, folder: str | Path, names: Sequence[str], *, figures: bool = False, overwrite: bool = False
+        self,
+        folder: str | Path,
+        names: Sequence[str],
+        *,
+        stems: Sequence[str] | None = None,
+        figures: bool = False,
+        overwrite: bool = False,
     ) -> None:
         self.folder, self.figures = Path(folder), figures
         self.names = tuple(map(printable, names))
-        self.stems = unique_stems(names)
+        self.stems = unique_stems(names if stems is None else stems)
         self._rows: list[dict[str, Any] | None] = [None] * len(self.names)
         self._next_summary = 0.0
         try:
@@ -115,27 +134,40 @@ class ProductWriter:
         Raises:
             BayesspecError: if a file cannot be written.
         """
+        self.note(position, write_star(star, self.folder, self.stems[position], figures=self.figures))
+        return self.folder / f"{self.stems[position]}{TABLE}"
+
+    def note(self, position: int, row: dict[str, Any]) -> None:
+        """Note the row of an input whose products `write_star` has written.
+
+        Raises:
+            BayesspecError: if the figure of an earlier run cannot be removed.
+        """
         if not self.figures:
             self._remove_earlier(position, FIGURE)
-        path, *figure = (self.folder / f"{self.stems[position]}{suffix}" for suffix in self._suffixes)
-        with written(path) as part:
-            to_hdus(star).writeto(part, overwrite=True)
-        if figure:
-            from .plotting import plot_star, save_figure
+        self._rows[position] = row
 
-            with written(figure[0]) as part:
-                save_figure(plot_star(star), part)
-        probabilities = zip(star.classes, star.class_probabilities, strict=True)
-        self._rows[position] = {
-            "status": "ok",
-            "reason": "",
-            **{name: value for name, value in star.row.items() if name != "name"},
-            "warnings": printable(star.row["warnings"]),
-            **{f"p_{name}": float(p) for name, p in probabilities},
-            **{f"z{k}": float(z) for k, z in enumerate(star.z, start=1)},
-            "file": path.name,
-        }
-        return path
+    def resume(self) -> list[int]:
+        """Take what the summary knows of a run that was stopped; gives the positions that are still to do.
+
+        Raises:
+            BayesspecError: if the summary is of other inputs.
+        """
+        path = self.folder / SUMMARY
+        try:
+            table = Table.read(path, format="ascii.ecsv")
+        except FileNotFoundError:
+            return list(range(len(self.names)))
+        except Exception as error:  # astropy's readers fail with any
+            raise BayesspecError(f"{path}: not the summary of a run ({printable(str(error))})") from error
+        if list(table["name"]) != list(self.names):
+            raise BayesspecError(f"{path}: the summary of other inputs")
+        for position, row in enumerate(table):
+            if row["status"] != NOT_REACHED:
+                own = {key: row[key] for key in table.colnames if not np.ma.is_masked(row[key])}
+                del own["name"]
+                self._rows[position] = {key: str(v) if isinstance(v, str) else v for key, v in own.items()}
+        return [position for position, row in enumerate(self._rows) if row is None]
 
     def fail(self, position: int, reason: str) -> None:
         """Note that the input at this position has no result.
@@ -166,9 +198,7 @@ class ProductWriter:
 
     def summary(self) -> Table:
         """The table of the run; what an input does not have is masked."""
-        rows = [
-            row or {"status": "not reached", "reason": "the run has not come to it"} for row in self._rows
-        ]
+        rows = [row or {"status": NOT_REACHED, "reason": "the run has not come to it"} for row in self._rows]
         columns = dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row)
         # The status comes first: a line that begins with a name like "#1" would be read as a comment.
         status = np.array([row["status"] for row in rows], dtype=str)
@@ -180,6 +210,11 @@ class ProductWriter:
             column = [row.get(key, filler) for row in rows]
             table[key] = MaskedColumn(column, mask=missing) if any(missing) else column
         return table
+
+    @property
+    def failed(self) -> int:
+        """How many inputs are known to have no result."""
+        return sum(row is not None and row["status"] == "failed" for row in self._rows)
 
     @property
     def _suffixes(self) -> tuple[str, ...]:
@@ -194,6 +229,35 @@ class ProductWriter:
                 path.unlink(missing_ok=True)
             except OSError as error:
                 raise BayesspecError(f"{path}: cannot be removed ({error.strerror})") from error
+
+
+def write_star(star: Star, folder: Path, stem: str, *, figures: bool = False) -> dict[str, Any]:
+    """Write the table, and the figure, of one star; gives its row of the summary.
+
+    Raises:
+        BayesspecError: if a file cannot be written.
+    """
+    with written(path := folder / f"{stem}{TABLE}") as part:
+        to_hdus(star).writeto(part, overwrite=True)
+    if figures:
+        from .plotting import plot_star, save_figure
+
+        with written(folder / f"{stem}{FIGURE}") as part:
+            save_figure(plot_star(star), part)
+    return {**star_row(star), "file": path.name}
+
+
+def star_row(star: Star) -> dict[str, Any]:
+    """What is known of one star, number by number: all of `Result.table`, class probabilities, latents."""
+    probabilities = zip(star.classes, star.class_probabilities, strict=True)
+    return {
+        "status": "ok",
+        "reason": "",
+        **{name: value for name, value in star.row.items() if name != "name"},
+        "warnings": printable(star.row["warnings"]),
+        **{f"p_{name}": float(p) for name, p in probabilities},
+        **{f"z{k}": float(z) for k, z in enumerate(star.z, start=1)},
+    }
 
 
 @contextmanager

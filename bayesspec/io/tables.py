@@ -1,0 +1,311 @@
+"""Files of many spectra: tables with a row for each, and images as those of DESI, read a few rows at a time.
+
+* A FITS table with a vector FLUX in each row, and IVAR, MASK, ... if there are any (the spellings of
+  `io.columns`). Wavelengths are a vector of the row, too, an HDU WAVELENGTH or LOGLAM, or 10**(COEFF0 +
+  COEFF1 * pixel) by the header: the format of star libraries.
+* FITS images FLUX, IVAR, MASK of a row a spectrum, and WAVELENGTH: DESI's, whose names may begin with an arm
+  (B_FLUX, R_FLUX, Z_FLUX; the arms are joined) and whose FIBERMAP has the TARGETID.
+* A Parquet table with the columns of the first kind as lists; COEFF0 and COEFF1 are then in its metadata.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Mapping
+from functools import reduce
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+from astropy.io import fits
+from numpy.typing import NDArray
+
+from bayesspec.exceptions import BayesspecError, ReadError
+from bayesspec.observation import Observation, printable
+
+from .arms import join_arms
+from .bits import bad_pixels
+from .columns import column_names, column_roles, filled, to_ivar, to_vacuum, with_units
+from .lamost import padding
+from .source import quiet, stem
+
+__all__ = ["SpectraFile", "count_spectra", "open_spectra"]
+
+NAMES = ("NAME", "ID", "TARGETID", "OBSID", "OBJID", "SPECOBJID", "OBJECT", "STAR")
+"""Columns that may say what a spectrum is called, the first that is there."""
+
+BLOCK = 64
+"""Rows that are read together."""
+
+
+class SpectraFile(Protocol):
+    """A file of many spectra: `len(file)` of them, `file.read(k)` is one."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, row: int, *, strict: bool = False) -> Observation:
+        """The star of a row."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+def count_spectra(path: str | Path) -> int | None:
+    """How many spectra a file holds by its headers; None if it is no file of many, and `read` is for it.
+
+    Raises:
+        BayesspecError: if it is a Parquet file and pyarrow is not installed.
+    """
+    try:
+        file = open_spectra(path)
+    except ImportError as error:
+        raise BayesspecError(
+            f'{printable(str(path))}: Parquet needs pyarrow, pip install "bayesspec-stars[scale]"'
+        ) from error
+    except ReadError:  # whatever is wrong with it, `read` says it better
+        return None
+    count = len(file)
+    file.close()
+    return count
+
+
+def open_spectra(path: str | Path) -> SpectraFile:
+    """Open a file of many spectra; only its headers are read.
+
+    Raises:
+        ReadError: if it is none.
+    """
+    try:
+        with quiet():
+            if str(path).lower().endswith(".parquet"):
+                return _Parquet(path)
+            return _open_fits(path)
+    except (ReadError, ImportError):
+        raise
+    except Exception as error:
+        raise ReadError(f"{printable(str(path))}: not a file of many spectra ({error})") from error
+
+
+def _open_fits(path: str | Path) -> SpectraFile:
+    file: BinaryIO = open(path, "rb")  # noqa: SIM115 - stays open as long as the reader lives
+    if file.read(2) == b"\x1f\x8b":
+        with file, gzip.open(path) as packed:
+            file = io.BytesIO(packed.read())
+    file.seek(0)
+    try:
+        return _layout(path, file)
+    except Exception:
+        file.close()
+        raise
+
+
+def _layout(path: str | Path, file: BinaryIO) -> SpectraFile:
+    hdus = fits.open(file, memmap=False)
+    for hdu in hdus:
+        names = column_names(hdu)
+        flux = column_roles(names).get("flux")
+        if flux is not None:
+            repeat = fits.column._parse_tformat(hdu.header[f"TFORM{flux + 1}"])[0]
+            by_row = {"loglam", "wavelength"} & column_roles(names).keys()
+            if repeat > 1 and (hdu.header["NAXIS2"] > 1 or not by_row):
+                return _FitsTable(path, file, hdus, hdu, names)
+    arms = [hdu.name.removesuffix("FLUX") for hdu in hdus if hdu.is_image and hdu.name.endswith("FLUX")]
+    arms = [arm for arm in arms if f"{arm}WAVELENGTH" in hdus and len(hdus[f"{arm}FLUX"].shape) == 2]
+    if not arms:
+        raise ReadError(f"{printable(str(path))}: not a file of many spectra")
+    return _FitsImages(path, file, hdus, arms)
+
+
+class _FitsTable:
+    """A block of rows at a time, by its place in the file: a mapped file would count as memory."""
+
+    def __init__(
+        self, path: str | Path, file: BinaryIO, hdus: fits.HDUList, hdu: fits.BinTableHDU, names: list[str]
+    ) -> None:
+        self.path, self._file = path, file
+        self._header, self._primary = hdu.header.copy(), hdus[0].header
+        self._begin = hdu.fileinfo()["datLoc"]
+        self._roles, self._names = column_roles(names), names
+        self._block, self._first = None, 0
+        if hdu.header.get("PCOUNT", 0):
+            raise ReadError(f"{printable(str(path))}: vectors of variable length are not read")
+        self._shared = _shared_wavelength(hdus, hdu, self._roles)
+
+    def __len__(self) -> int:
+        return self._header["NAXIS2"]
+
+    def read(self, row: int, *, strict: bool = False) -> Observation:
+        with quiet():
+            data = self._rows(row)
+            k = row - self._first
+            columns = {role: np.asarray(data.field(n)[k]) for role, n in self._roles.items()}
+            units = {role: self._header.get(f"TUNIT{n + 1}") for role, n in self._roles.items()}
+            nulls = {role: self._header.get(f"TNULL{n + 1}") for role, n in self._roles.items()}
+            columns = {
+                role: filled(role, values, False if nulls[role] is None else values == nulls[role])
+                for role, values in columns.items()
+            }
+            label = next((name for name in NAMES if name in map(str.upper, self._names)), None)
+            name = _label(self.path, row, None if label is None else data.field(label)[k])
+            return _star(columns, units, self._shared, self._primary, name, strict)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _rows(self, row: int) -> fits.FITS_rec:
+        if self._block is None or not self._first <= row < self._first + len(self._block):
+            count = min(BLOCK, len(self) - row)
+            width = self._header["NAXIS1"]
+            self._file.seek(self._begin + row * width)
+            data = self._file.read(count * width)
+            if len(data) < count * width:
+                raise ReadError(f"{printable(str(self.path))}: truncated")
+            header = self._header.copy()
+            header["NAXIS2"] = count
+            whole = header.tostring().encode() + data + bytes(-len(data) % 2880)
+            self._block, self._first = fits.BinTableHDU.fromstring(whole).data, row
+        return self._block
+
+
+class _FitsImages:
+    """A row of each image at a time."""
+
+    def __init__(self, path: str | Path, file: BinaryIO, hdus: fits.HDUList, arms: list[str]) -> None:
+        self.path, self._file, self._hdus, self._arms = path, file, hdus, arms
+        self._wavelength = {arm: np.array(hdus[f"{arm}WAVELENGTH"].data, dtype=float) for arm in arms}
+        self._targets = None
+        if "FIBERMAP" in hdus and "TARGETID" in hdus["FIBERMAP"].columns.names:
+            self._targets = np.array(hdus["FIBERMAP"].data["TARGETID"])
+
+    def __len__(self) -> int:
+        return self._hdus[f"{self._arms[0]}FLUX"].shape[0]
+
+    def read(self, row: int, *, strict: bool = False) -> Observation:
+        with quiet():
+            name = _label(self.path, row, None if self._targets is None else self._targets[row])
+            stars = [self._arm(arm, row, name, strict) for arm in self._arms]
+            stars.sort(key=lambda star: star.exposures[0].wavelength[0])
+            if any(star.exposures[0].ivar is None for star in stars):
+                return stars[0] if len(stars) == 1 else Observation.from_exposures(stars, name=name)
+            one = stars[0]
+            one.exposures = (reduce(join_arms, (star.exposures[0] for star in stars)),)
+            return one
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _arm(self, arm: str, row: int, name: str, strict: bool) -> Observation:
+        columns = {"wavelength": self._wavelength[arm]}
+        units = {}
+        for role in ("flux", "ivar", "mask"):
+            if (key := f"{arm}{role.upper()}") in self._hdus:
+                columns[role] = filled(role, np.asarray(self._hdus[key].section[row]), False)
+                units[role] = self._hdus[key].header.get("BUNIT")
+        return _star(columns, units, None, self._hdus[0].header, name, strict)
+
+
+class _Parquet:
+    """A group of rows at a time, as the file has them."""
+
+    def __init__(self, path: str | Path) -> None:
+        from pyarrow import parquet
+
+        self.path, self._file = path, parquet.ParquetFile(path)
+        schema = self._file.schema_arrow
+        self._roles = {role: schema.names[n] for role, n in column_roles(schema.names).items()}
+        if "flux" not in self._roles:
+            raise ReadError(f"{printable(str(path))}: no column of fluxes")
+        self._units = {role: _text((schema.field(n).metadata or {}).get(b"unit")) for role, n in
+                       self._roles.items()}  # fmt: skip
+        upper = {name.upper(): name for name in schema.names}
+        self._label = next((upper[name] for name in NAMES if name in upper), None)
+        meta = {key.decode().upper(): value for key, value in (schema.metadata or {}).items()}
+        self._coefficients = [float(meta[key]) for key in ("COEFF0", "COEFF1") if key in meta]
+        sizes = [self._file.metadata.row_group(n).num_rows for n in range(self._file.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        self._group, self._rows = -1, None
+
+    def __len__(self) -> int:
+        return self._file.metadata.num_rows
+
+    def read(self, row: int, *, strict: bool = False) -> Observation:
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        if group != self._group:
+            names = [*self._roles.values(), *([self._label] if self._label else [])]
+            self._group, self._rows = group, self._file.read_row_group(group, columns=names)
+        k = row - int(self._starts[group])
+        columns = {}
+        for role, column in self._roles.items():
+            values = np.array(self._rows[column][k].as_py())
+            columns[role] = filled(role, values.astype(float) if values.dtype == object else values, False)
+        shared = None
+        if len(self._coefficients) == 2:
+            shared = 10 ** (self._coefficients[0] + self._coefficients[1] * np.arange(len(columns["flux"])))
+        name = _label(self.path, row, self._rows[self._label][k].as_py() if self._label else None)
+        return _star(columns, self._units, shared, fits.Header(), name, strict)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _star(
+    columns: dict[str, NDArray],
+    units: Mapping[str, str | None],
+    shared: Any | None,
+    header: fits.Header,
+    name: str,
+    strict: bool,
+) -> Observation:
+    """One row as `read` takes a table of that row alone."""
+    try:
+        found = with_units(columns, units)
+        if "wavelength" not in found:
+            if shared is None:
+                raise ReadError("no wavelengths: neither in the row, the header nor an HDU of their own")
+            found["wavelength"] = shared
+        flux = found["flux"]
+        bad = padding(np.asarray(flux))
+        if "andmask" in found:
+            bad |= bad_pixels(found["andmask"], survey="LAMOST", strict=strict)
+        if "mask" in found:
+            bad |= found["mask"] != 0
+        wavelength = to_vacuum(found["wavelength"], None, header)
+        return Observation(wavelength, flux, to_ivar(found), bad, name=name)
+    except ReadError as error:
+        raise ReadError(f"{name}: {error}") from error
+    except BayesspecError:
+        raise
+    except Exception as error:
+        raise ReadError(f"{name}: {printable(str(error))}") from error
+
+
+def _shared_wavelength(hdus: fits.HDUList, hdu: fits.BinTableHDU, roles: dict[str, int]) -> Any | None:
+    if {"loglam", "wavelength"} & roles.keys():
+        return None
+    for header in (hdu.header, hdus[0].header):
+        if "COEFF0" in header and "COEFF1" in header:
+            pixels = fits.column._parse_tformat(hdu.header[f"TFORM{roles['flux'] + 1}"])[0]
+            return 10 ** (header["COEFF0"] + header["COEFF1"] * np.arange(pixels))
+    for role in ("wavelength", "loglam"):
+        if role.upper() in hdus:
+            own = hdus[role.upper()]
+            values = own.data if own.is_image else own.data.field(0)
+            unit = own.header.get("BUNIT" if own.is_image else "TUNIT1")
+            return with_units({role: np.asarray(values, dtype=float)}, {role: unit})["wavelength"]
+    return None
+
+
+def _label(path: str | Path, row: int, value: Any) -> str:
+    text = "" if value is None else _text(value).strip()
+    return text or f"{stem(str(path))}[{row}]"
+
+
+def _text(value: Any) -> str | None:
+    return (
+        value.decode("utf-8", "replace")
+        if isinstance(value, bytes)
+        else None
+        if value is None
+        else str(value)
+    )

@@ -1,0 +1,183 @@
+"""The folder of a run: what is in it, whose it is at the moment, and what the run in it was asked to do."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from bayesspec.exceptions import BayesspecError
+from bayesspec.results.products import written
+
+__all__ = ["Folder", "is_held", "read_json"]
+
+STATE = ".bayesspec"
+"""Folder of what a run needs to go on: its list of inputs, its settings, the rows of finished pieces."""
+
+SET_UP = 120.0
+"""Seconds that the jobs of an array wait for each other while they look at the list of inputs."""
+
+
+class Folder:
+    """Where a run writes, and names of what it writes.
+
+    Arguments:
+        root: The output folder.
+        part: (k, n) for job k of an array of n; None for a run that does it all.
+    """
+
+    def __init__(self, root: str | Path, part: tuple[int, int] | None = None) -> None:
+        self.root, self.part = Path(root), part
+        self.suffix = "" if part is None else f"-{part[0]}-of-{part[1]}"
+        self.state = self.root / STATE
+        self.parts, self.rows = self.root / "parts", self.state / "rows"
+        self.settings, self.inputs = self.state / "run.json", self.state / "inputs.jsonl"
+        self.progress = self.state / f"progress{self.suffix}.json"
+        self.scratch = self.state / f"scratch{self.suffix}"
+        """Files are written here before they are moved: what is left of a killed run is swept away."""
+
+    def make(self, *folders: Path) -> None:
+        """Make folders.
+
+        Raises:
+            BayesspecError: if that cannot be done.
+        """
+        for folder in (self.root, self.state, *folders):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise BayesspecError(f"{folder}: cannot be the output folder ({error.strerror})") from error
+
+    def sweep(self) -> None:
+        """Remove what a killed run left half-written."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.make(self.scratch)
+
+    def clear(self) -> None:
+        """Remove all that a run leaves, and nobody else's file."""
+        for path in self.parts.glob("part-*.fits"):
+            path.unlink()
+        with suppress(OSError):
+            self.parts.rmdir()
+        for name in ("catalogue.parquet", "catalogue.ecsv"):
+            (self.root / name).unlink(missing_ok=True)
+        self.forget()
+
+    def forget(self) -> None:
+        """Remove what is needed to go on."""
+        for path in self.state.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif not path.name.startswith(("lock", "owner")):
+                path.unlink(missing_ok=True)
+
+    def remove_state(self) -> None:
+        """Remove the whole state of a run that needs none any more."""
+        shutil.rmtree(self.state, ignore_errors=True)
+
+    @contextmanager
+    def claimed(self, *, take_over: bool) -> Iterator[str]:
+        """Be the only run here; yields a remark about whoever was here before, or nothing.
+
+        The lock is the operating system's and ends with its process, so what a killed run leaves on this
+        machine is no obstacle. A cluster's file system may not pass locks on: a run of another machine that
+        has not said good-bye is believed to be alive unless `take_over` says otherwise.
+
+        Raises:
+            BayesspecError: if another run is, or may be, at work here; names it.
+        """
+        self.make()
+        own = self.state / f"lock{self.suffix}"
+        # A run that does it all and the jobs of an array do not go together.
+        others = self.state.glob("lock-*-of-*") if self.part is None else [self.state / "lock"]
+        for other in filter(is_held, others):
+            raise BayesspecError(f"{self.root}: {_owner(other)} is at work here")
+        lock = FileLock(own)
+        try:
+            lock.acquire(timeout=0.5)
+        except Timeout:
+            raise BayesspecError(f"{self.root}: {_owner(own)} is at work here") from None
+        except (OSError, NotImplementedError) as error:
+            raise BayesspecError(f"{self.root}: cannot be locked ({error})") from error
+        with lock:
+            lock.release()  # of the two holds
+            owner, remark = _owner_file(own), ""
+            if before := read_json(owner):
+                remark = f"{_owner(own)} ended without a word; its run is taken over"
+                if before.get("host") != socket.gethostname() and not take_over:
+                    raise BayesspecError(
+                        f"{self.root}: {_owner(own)} has not said that it ended; if it has, --take-over goes "
+                        "on with its run"
+                    )
+            write_json(owner, _me())
+            try:
+                yield remark
+            finally:
+                owner.unlink(missing_ok=True)
+
+    @contextmanager
+    def set_up(self) -> Iterator[None]:
+        """One job of an array at a time looks at the list of inputs."""
+        if self.part is None:
+            yield
+            return
+        with FileLock(self.state / "set-up", timeout=SET_UP):
+            yield
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process of this machine, or one that the file system tells of, holds a lock."""
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What a file says; None if there is none, or it is no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a file that is whole or not there.
+
+    Raises:
+        BayesspecError: if it cannot be written.
+    """
+    with written(path) as part:
+        part.write_text(json.dumps(value, indent=1))
+
+
+def _owner_file(lock: Path) -> Path:
+    return lock.with_name(lock.name.replace("lock", "owner", 1) + ".json")
+
+
+def _owner(lock: Path) -> str:
+    who = read_json(_owner_file(lock))
+    if not who:
+        return "another run"
+    return f"process {who.get('pid')} of {who.get('user')} on {who.get('host')}, since {who.get('since')},"
+
+
+def _me() -> dict[str, Any]:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = "unknown"
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return {"host": socket.gethostname(), "pid": os.getpid(), "user": user, "since": since}

@@ -1,0 +1,478 @@
+"""`bayesspec.denoise_survey`: from any number of inputs to parts and a catalogue, or to a file a star."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from bayesspec.exceptions import BayesspecError
+from bayesspec.inference.arguments import LARGEST_SEED, check_whole
+from bayesspec.results.products import ProductWriter
+
+from .catalogue import finished, missing, write_catalogue
+from .folder import Folder, read_json, write_json
+from .inputs import Input, read_list, write_list
+from .parts import need_pyarrow
+from .pool import Cluster, Here, Pool, Processes, WorkerDied, cores
+from .progress import Progress
+from .work import Orders, Task
+
+__all__ = ["Survey", "denoise_survey"]
+
+FEW = 1000
+"""Inputs: a run of fewer makes a file a star, if it is not told otherwise."""
+
+PIECE = 256
+"""Inputs of a part: minutes of work, ten to twenty MB."""
+
+
+def denoise_survey(
+    inputs: str | Path | Iterable[str | Path],
+    out: str | Path,
+    *,
+    model: str | Path = "stellar",
+    method: Literal["map", "importance", "nuts"] | None = None,
+    uncertainty: bool = False,
+    exposures: Literal["coadd", "individual"] = "coadd",
+    strict: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    batch_size: int | None = None,
+    per_star: bool | None = None,
+    figures: bool = False,
+    piece_size: int = PIECE,
+    time_limit: float = 60.0,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    part: tuple[int, int] | None = None,
+    overwrite: bool = False,
+    take_over: bool = False,
+    progress: bool = False,
+    **options: Any,
+) -> Survey:
+    """Denoise any number of spectra into a folder, from which the same call goes on if it was stopped.
+
+    What is wrong with the arguments is an error at once; the work is done as the result is iterated over.
+    An input that cannot be used is a row with the reason, and the others go on. Where processes are used, a
+    script has to have its own code under `if __name__ == "__main__":`.
+
+    Arguments:
+        inputs: Files, folders, patterns, `@FILE` for a list of files; a file may hold many spectra, see
+            `bayesspec.io.tables`.
+        out: The folder.
+        model: Name of a shipped model, or the folder of a bundle; workers load it themselves.
+        method: See `denoise`.
+        uncertainty: See `denoise`.
+        exposures: See `read`.
+        strict: See `read`.
+        seed: Of everything random.
+        device: cpu, or a GPU.
+        batch_size: Stars of one batch of inference: 16, on a GPU 64, if not given.
+        per_star: A file a star and `summary.ecsv`, as `Result.write` makes them; False: parts and a
+            catalogue; None: the first for fewer than a thousand inputs.
+        figures: With a file a star, a figure of each.
+        piece_size: Inputs of a part, which is what a run that is killed loses of each worker's work.
+        time_limit: Seconds after which an input that is still being read is given up.
+        workers: Processes of one thread each; 0 is this process; None: this process for a file a star, or on
+            a GPU, else one for each core.
+        scheduler: Address of the scheduler of a Dask cluster, whose workers see the same files.
+        part: (k, n): do the k-th of n shares, for job k of an array of n; k from 1.
+        overwrite: Begin anew, and replace what an earlier run left.
+        take_over: Go on with the run of another machine that did not say that it ended.
+        progress: Show how far it is on stderr.
+        **options: Of the method, see `denoise`.
+
+    Returns:
+        A `Survey`: iterate over it for a row of the catalogue, a dictionary, of each input that is done now,
+        in the order in which they are done.
+
+    Raises:
+        BayesspecError: if an argument is wrong, the folder holds another run, or somebody is at work in it;
+            while it is iterated over if a file cannot be written.
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> folder = tempfile.mkdtemp()
+        >>> wavelength = np.linspace(3900, 9100, 3000)
+        >>> np.savetxt(f"{folder}/hot.txt", np.column_stack([wavelength, (wavelength / 6000) ** -2]))
+        >>> survey = denoise_survey(f"{folder}/*.txt", f"{folder}/out", model="kang2021")
+        >>> [(row["name"].endswith("hot.txt"), row["status"]) for row in survey]
+        [(True, 'ok')]
+    """
+    from bayesspec.bundle import read_card
+    from bayesspec.inference.denoise import choose_method
+
+    method = choose_method(method, uncertainty)
+    seed = check_whole("seed", seed, 0, LARGEST_SEED)
+    batch_size = check_whole(
+        "batch_size", (16 if device == "cpu" else 64) if batch_size is None else batch_size
+    )
+    piece_size = check_whole("piece_size", piece_size)
+    if workers is not None:
+        workers = check_whole("workers", workers, 0)
+    if part is not None and not 1 <= part[0] <= part[1]:
+        raise BayesspecError(f"part is (k, n) with k from 1 to n, such as 3/64, not {part[0]}/{part[1]}")
+    if not time_limit > 0:
+        raise BayesspecError(f"time_limit is a number of seconds above 0, not {time_limit!r}")
+    if overwrite and part is not None:
+        raise BayesspecError("a job of an array cannot begin anew for all: give another folder, or remove it")
+    if scheduler is not None and (part is not None or workers is not None):
+        raise BayesspecError(
+            "a scheduler has workers of its own: give neither a number of workers nor a part"
+        )
+    card = read_card(model)
+    orders = Orders(
+        model=str(Path(model).resolve()) if Path(model).is_dir() else str(model),
+        settings_sha256=card["settings_sha256"],
+        method=method,
+        exposures=exposures,
+        strict=strict,
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
+        options=options,
+        time_limit=float(time_limit),
+    )
+    given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
+    return Survey(
+        given,
+        Folder(out, part),
+        orders,
+        per_star=per_star,
+        figures=figures,
+        piece_size=piece_size,
+        workers=workers,
+        scheduler=scheduler,
+        overwrite=overwrite,
+        take_over=take_over,
+        progress=progress,
+    )
+
+
+class Survey:
+    """A run: `denoise_survey` makes it; iterate over it, once, to do it.
+
+    Attributes:
+        total: Inputs.
+        done: Of them, those that are done; at the beginning those of earlier runs.
+        share: Of all inputs those of this job, if it is one of an array.
+        failed: Of those that are done, those that have no result.
+        per_star: Whether it makes a file a star.
+    """
+
+    def __init__(
+        self,
+        inputs: list[str | Path],
+        folder: Folder,
+        orders: Orders,
+        *,
+        per_star: bool | None,
+        figures: bool,
+        piece_size: int,
+        workers: int | None,
+        scheduler: str | None,
+        overwrite: bool,
+        take_over: bool,
+        progress: bool,
+    ) -> None:
+        self.folder, self.orders, self._show = folder, orders, progress
+        self._workers, self._scheduler, self._figures = workers, scheduler, figures
+        self._writer: ProductWriter | None = None
+        fresh = not folder.state.exists()
+        with ExitStack() as stack:
+            self.remark = stack.enter_context(folder.claimed(take_over=take_over))
+            if fresh:
+                failed = stack.enter_context(ExitStack())
+                failed.callback(folder.remove_state)
+            with folder.set_up():
+                self._plan(inputs, per_star, piece_size, overwrite)
+            if fresh:
+                failed.pop_all()
+            self._claim = stack.pop_all()
+        self._rows = self._run()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self._rows
+
+    def close(self) -> None:
+        """Drop what is in work, write the catalogue so far, and leave the folder to others."""
+        self._rows.close()
+        self._leave()
+
+    def summary(self) -> Any:
+        """The table of a run of a file a star, as `summary.ecsv` has it."""
+        return self._writer.summary()
+
+    def _plan(
+        self, inputs: list[str | Path], per_star: bool | None, piece_size: int, overwrite: bool
+    ) -> None:
+        """What there is to do, and whether it fits what the folder holds."""
+        folder = self.folder
+        before = None if overwrite else read_json(folder.settings)
+        if overwrite and folder.part is None:
+            folder.clear()
+        listed = folder.state / f"inputs{folder.suffix}.new"
+        self.total, digest = write_list(inputs, listed, without=folder.root)
+        if not self.total:
+            raise BayesspecError("no spectrum was given")
+        if per_star is None:
+            per_star = self.total < FEW and folder.part is None and self._scheduler is None
+        self.per_star = per_star
+        if self._figures and not per_star:
+            raise BayesspecError("figures go with a file a star: give --per-star, or see bayesspec report")
+        if per_star and (folder.part is not None or self._scheduler is not None):
+            raise BayesspecError(
+                "a file a star is for one machine: leave out --per-star, --part or --scheduler"
+            )
+        self._size = self.orders.batch_size if per_star else piece_size
+        settings = self._settings(digest, piece_size)
+        if before and (changed := _changes(before, settings)) and _has_begun(folder, before):
+            raise BayesspecError(
+                f"{folder.root} holds a run that was asked for something else: {'; '.join(changed)}. The "
+                "same command goes on with it; --overwrite begins anew"
+            )
+        going_on = bool(before) and not changed
+        listed.replace(folder.inputs)
+        if per_star:
+            names = [given.name for (given,) in _singly(folder.inputs, self.total)]
+            stems = [given.stem for (given,) in _singly(folder.inputs, self.total)]
+            self._writer = ProductWriter(
+                folder.root, names, stems=stems, figures=self._figures, overwrite=overwrite or going_on
+            )
+            todo = self._writer.resume() if going_on else range(self.total)
+            self._pieces = list(_runs_of(todo, self._size))
+            self.done, self.failed = self.total - len(todo), self._writer.failed
+            self.share = self.total
+        else:
+            need_pyarrow()
+            folder.make(folder.parts, folder.rows)
+            pieces = finished(folder.rows)
+            self._pieces = self._own(missing(pieces, self.total, self._size))
+            own = self._own((piece.first, piece.last) for piece in pieces)
+            failed = {(piece.first, piece.last): piece.failed for piece in pieces}
+            self.done = sum(last - first for first, last in own)
+            self.failed = sum(failed[piece] for piece in own)
+            self.share = self.done + sum(last - first for first, last in self._pieces)
+        write_json(folder.settings, settings)
+        folder.sweep()
+
+    def _own(self, pieces: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Of pieces those of this job of an array."""
+        if self.folder.part is None:
+            return list(pieces)
+        k, n = self.folder.part
+        return [piece for piece in pieces if piece[0] // self._size % n == k - 1]
+
+    def _settings(self, digest: str, piece_size: int) -> dict[str, Any]:
+        from bayesspec import __version__
+
+        own = asdict(self.orders)
+        del own["time_limit"], own["model"]
+        return {
+            "model": Path(self.orders.model).name,
+            **own,
+            "device": self.orders.device.partition(":")[0],
+            "per_star": self.per_star,
+            "figures": self._figures,
+            "piece_size": piece_size,
+            "bayesspec": __version__,
+            "inputs_sha256": digest,
+            "total": self.total,
+        }
+
+    def _run(self) -> Iterator[dict[str, Any]]:
+        folder = self.folder
+        state = "stopped"
+        progress = Progress(folder.progress, self.share, self.done, self.failed, show=self._show)
+        pool: Pool | None = None
+        try:
+            if self._show and self.remark:
+                progress.say(self.remark)
+            if self._show and self.done:
+                progress.say(f"going on: {self.done} of {self.share} are done")
+            progress.note("running")
+            if self._writer is not None:
+                self._writer.write_summary()
+            if self._pieces:
+                pool = self._make_pool()
+                yield from self._work(pool, progress)
+            state = "complete"
+        except BaseException:
+            with suppress(BayesspecError):  # the first error is the one to tell
+                self._end(pool, progress, state)
+            raise
+        self._end(pool, progress, state)
+
+    def _end(self, pool: Pool | None, progress: Progress, state: str) -> None:
+        """Drop what is in work, write the summary or the catalogue, and leave the folder to others."""
+        if pool is not None:
+            pool.close()
+        progress.close()
+        try:
+            self._gather()
+        finally:
+            progress.note(state)
+            self._leave()
+        if state == "complete" and self._writer is not None:
+            self.folder.remove_state()
+
+    def _make_pool(self) -> Pool:
+        if self._scheduler is not None:
+            return Cluster(self._scheduler)
+        workers = self._workers
+        if workers is None:
+            workers = 0 if self.per_star or self.orders.device != "cpu" else min(cores(), len(self._pieces))
+        return Processes(workers) if workers else Here()
+
+    def _work(self, pool: Pool, progress: Progress) -> Iterator[dict[str, Any]]:
+        queue = _Queue(self.folder.inputs, self._pieces, self.orders.together)
+        pending: dict[Future, _Piece] = {}
+        while queue or pending:
+            while len(pending) < pool.capacity and queue:
+                piece = queue.next()
+                pending[pool.submit(self._task(piece))] = piece
+            done, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in sorted(done, key=lambda future: pending[future].first):
+                piece = pending.pop(future)
+                try:
+                    rows = pool.result(future)
+                except WorkerDied:
+                    queue.again(piece)
+                    continue
+                failed = sum(row["status"] != "ok" for row in rows)
+                self.done, self.failed = self.done + len(rows), self.failed + failed
+                self._note(rows)
+                progress.add(len(rows), failed)
+                for row in rows:
+                    if self._show and row["status"] != "ok":
+                        progress.say(f"{row['name']}: {row['reason']}")
+                    yield row
+            progress.tick()
+            pool.check()
+
+    def _task(self, piece: _Piece) -> Task:
+        folder = self.folder
+        first, last = piece.first, piece.first + len(piece.inputs)
+        root = folder.root.resolve()
+        task = Task(self.orders, first, tuple(piece.inputs), root, given_up=piece.given_up)
+        if self._writer is not None:
+            return replace(task, stems=self._writer.stems[first:last], figures=self._figures)
+        folders = (path.resolve() for path in (folder.parts, folder.rows, folder.scratch))
+        return replace(task, **dict(zip(("parts", "rows", "scratch"), folders, strict=True)))
+
+    def _note(self, rows: list[dict[str, Any]]) -> None:
+        if self._writer is None:
+            return
+        for row in rows:
+            if row["status"] == "ok":
+                own = {key: value for key, value in row.items() if key not in ("position", "name")}
+                self._writer.note(row["position"], own)
+            else:
+                self._writer.fail(row["position"], row["reason"])
+        self._writer.update_summary()
+
+    def _gather(self) -> None:
+        """Write the summary, or the catalogue: as far as the run is."""
+        if self._writer is not None:
+            self._writer.write_summary()
+        elif self.folder.part is None or not list(
+            missing(finished(self.folder.rows), self.total, self._size)
+        ):
+            write_catalogue(self.folder.rows, self.folder.root, self.folder.scratch)
+
+    def _leave(self) -> None:
+        self._claim.close()
+
+    def __del__(self) -> None:
+        with suppress(Exception):
+            self._leave()
+
+
+@dataclass
+class _Piece:
+    first: int
+    inputs: list[Input]
+    deaths: int = 0
+    given_up: dict[int, str] = field(default_factory=dict)
+
+
+class _Queue:
+    """Pieces that are to be done, from the list on disk; those whose worker died come first."""
+
+    def __init__(self, inputs: Path, pieces: list[tuple[int, int]], together: int) -> None:
+        self._fresh = zip(pieces, read_list(inputs, pieces), strict=True)
+        self._left, self._again, self._together = len(pieces), [], together
+
+    def __bool__(self) -> bool:
+        return bool(self._left or self._again)
+
+    def next(self) -> _Piece:
+        if self._again:
+            return self._again.pop()
+        self._left -= 1
+        (first, _), inputs = next(self._fresh)
+        return _Piece(first, inputs)
+
+    def again(self, piece: _Piece) -> None:
+        """Once more as it is, since workers die for many reasons; then in halves, down to the one that kills.
+
+        Halves keep to the calls of inference that the whole would have made: the numbers stay the same.
+        """
+        deaths, count = piece.deaths + 1, len(piece.inputs)
+        if deaths == 1:
+            self._again.append(replace(piece, deaths=deaths))
+        elif count == 1:
+            reason = "the worker died each time that it had this input (out of memory?); given up"
+            self._again.append(replace(piece, given_up={0: reason}, deaths=0))
+        else:
+            unit = self._together if count > self._together else 1
+            half = max(unit, count // 2 // unit * unit)
+            self._again.append(_Piece(piece.first + half, piece.inputs[half:], deaths=1))
+            self._again.append(_Piece(piece.first, piece.inputs[:half], deaths=1))
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    said = []
+    for key, value in now.items():
+        if before.get(key) == value or (
+            key == "total" and before.get("inputs_sha256") == now["inputs_sha256"]
+        ):
+            continue
+        if key == "inputs_sha256":
+            said.append("the list of inputs is another")
+        elif key == "settings_sha256":
+            said.append("the model of this name is another")
+        else:
+            said.append(f"{key} was {before.get(key)!r}, now {value!r}")
+    return said
+
+
+def _has_begun(folder: Folder, before: dict[str, Any]) -> bool:
+    """Whether a run has left anything that would have to fit what is done now."""
+    facts = [read_json(path) for path in folder.state.glob("progress*.json")]
+    if before.get("per_star"):
+        return any(job and job["done"] for job in facts)
+    return folder.rows.is_dir() and any(folder.rows.iterdir())
+
+
+def _singly(inputs: Path, total: int) -> Iterator[list[Input]]:
+    return read_list(inputs, [(n, n + 1) for n in range(total)])
+
+
+def _runs_of(positions: Iterable[int], size: int) -> Iterator[tuple[int, int]]:
+    """Pieces of positions that follow each other, none longer than a batch, none across its border."""
+    begin = end = None
+    for position in positions:
+        if begin is not None and position == end and position % size:
+            end += 1
+            continue
+        if begin is not None:
+            yield begin, end
+        begin, end = position, position + 1
+    if begin is not None:
+        yield begin, end
