@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from enum import IntFlag
+from operator import index
+
 import numpy as np
 import torch
 from torch import Size, Tensor
@@ -11,7 +14,7 @@ from bayesspec.distributions import NoiseFlow, RobustNoiseFlow
 from bayesspec.model import StellarModel
 from bayesspec.runtime import seeded
 
-__all__ = ["PriorTail", "doubts", "features", "notes", "significance"]
+__all__ = ["Flag", "PriorTail", "doubts", "features", "notes", "outlier_score", "significance"]
 
 RARE = 1e-3
 """Outlier score below which a star is said to be outside its class."""
@@ -39,6 +42,44 @@ FEATURES_SPREAD = 0.12
 
 FAINT, FAINT_SPREAD = 50.0, 10.0
 """Significance of a whole spectrum below which there may be no star in it: S/N 1 in each of 2500 pixels."""
+
+
+class Flag(IntFlag):
+    """What there is to doubt in a star, as bits; each that is set has its words in the star's warnings.
+
+    A bit keeps its meaning from version to version.
+
+    Example:
+        >>> [flag.name for flag in Flag(36)], Flag.NOT_A_STAR in Flag(36)
+        (['OUTSIDE_CLASS', 'UNFINISHED'], False)
+    """
+
+    LOW_SNR = 1
+    """Hardly a signal, as the whole spectrum is not much larger than its error."""
+    NOT_A_STAR = 2
+    """Lines and bands of its kind are not there, or too weak, as in a galaxy, a quasar, a straight line."""
+    OUTSIDE_CLASS = 4
+    """Stars of its class are hardly ever as rare, see `outlier_score`."""
+    OUTSIDE_MODEL = 8
+    """The noise is much larger than the model's, which does not describe the star, or its noise."""
+    ARMS_DO_NOT_JOIN = 16
+    """The red arm has another flux scale than the blue one."""
+    UNFINISHED = 32
+    """The climb to the mode has not ended."""
+    BUDGET_SPENT = 64
+    """NUTS has stopped before the end, as it has asked for as many densities as it may."""
+    CHAINS_DISAGREE = 128
+    """R-hat of the chains is too large."""
+    FEW_DRAWS = 256
+    """Effective draws of NUTS, in bulk or tails, are too few."""
+    DIVERGENCES = 512
+    """Some steps of NUTS went astray."""
+    BAD_WEIGHTS = 1024
+    """Pareto k is too large, so that weighted draws are not to be trusted."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Flag:
+        return super()._missing_(index(value))  # several bits of a numpy integer, which is no int
 
 
 class PriorTail:
@@ -117,7 +158,8 @@ def features(
 def doubts(rarity: Tensor, chi2: Tensor, signal: Tensor, features: Tensor, error: Tensor) -> Tensor:
     """How probable it is, (4, N), that a star of its class is stranger than this one in each of four ways.
 
-    Rare for its class; not described by the model; hardly there at all; without the lines of its kind.
+    Rare for its class; not described by the model; hardly there at all; without the lines of its kind. Of the
+    third nobody can know the probability: it is a step about `FAINT`, from 1 to 0.
     """
     return torch.stack(
         [
@@ -129,35 +171,44 @@ def doubts(rarity: Tensor, chi2: Tensor, signal: Tensor, features: Tensor, error
     )
 
 
+def outlier_score(doubts: Tensor) -> Tensor:
+    """The probability that the least of as many independent ones as there are, (M, N), is as small, (N,)."""
+    return 1 - (1 - doubts.amin(0)) ** len(doubts)
+
+
 def notes(
     chi2: float, outlier: float, signal: float, lacking: float, step: float, diagnostics: dict[str, float]
-) -> tuple[str, ...]:
+) -> dict[Flag, str]:
     """What there is to say; `lacking` is how strong the lines are where that is the reason, else NaN."""
-    said = []
+    said: dict[Flag, str] = {}
     if signal < FAINT:
-        said.append(f"hardly a signal: {max(signal, 0.0):.0f} times its error, all pixels together")
+        said[Flag.LOW_SNR] = f"hardly a signal: {max(signal, 0.0):.0f} times its error, all pixels together"
     elif outlier < RARE and not np.isnan(lacking):
-        said.append(f"outside its class: lines and bands of its kind have {lacking:.2f} of their strength")
+        said[Flag.NOT_A_STAR] = (
+            f"outside its class: lines and bands of its kind have {lacking:.2f} of their strength"
+        )
     elif outlier < RARE:
-        said.append(f"outside its class: stars rarer than this have probability {outlier:.1g}")
+        said[Flag.OUTSIDE_CLASS] = f"outside its class: stars rarer than this have probability {outlier:.1g}"
     if chi2 > EXCESS_NOISE:
-        said.append(f"outside the model: the noise is {np.sqrt(chi2):.1f} times as large as the model's")
+        said[Flag.OUTSIDE_MODEL] = (
+            f"outside the model: the noise is {np.sqrt(chi2):.1f} times as large as the model's"
+        )
     if abs(step) > APART:
-        said.append(
+        said[Flag.ARMS_DO_NOT_JOIN] = (
             f"arms do not join: beside the blue one the red one is {np.exp(step):.2f} times what it should be"
         )
     if (gain := diagnostics.get("promise", 0.0)) > UNFINISHED:
-        said.append(f"the climb has not ended: one more step promises {gain:.1g} in log density")
+        said[Flag.UNFINISHED] = f"the climb has not ended: one more step promises {gain:.1g} in log density"
     if diagnostics.get("budget_spent", False):
-        said.append("NUTS has spent its budget of densities")
+        said[Flag.BUDGET_SPENT] = "NUTS has spent its budget of densities"
     if diagnostics.get("r_hat", 1.0) >= R_HAT:
-        said.append(f"chains disagree: R-hat {diagnostics['r_hat']:.3f}")
+        said[Flag.CHAINS_DISAGREE] = f"chains disagree: R-hat {diagnostics['r_hat']:.3f}"
     by_chains = diagnostics.get("handed_over", "r_hat" in diagnostics)
     if by_chains and (ess := min(diagnostics["ess_bulk"], diagnostics["ess_tail"])) <= ESS:
-        said.append(f"few effective draws: {ess:.0f}")
+        said[Flag.FEW_DRAWS] = f"few effective draws: {ess:.0f}"
     if diagnostics.get("divergences", 0):
-        said.append(f"{diagnostics['divergences']:.0f} divergences")
+        said[Flag.DIVERGENCES] = f"{diagnostics['divergences']:.0f} divergences"
     if diagnostics.get("pareto_k", 0.0) > PARETO_K:
         instead = ": drawn by NUTS instead" if diagnostics.get("handed_over") else ""
-        said.append(f"weights not to be trusted, Pareto k {diagnostics['pareto_k']:.2f}{instead}")
-    return tuple(said)
+        said[Flag.BAD_WEIGHTS] = f"weights not to be trusted, Pareto k {diagnostics['pareto_k']:.2f}{instead}"
+    return said

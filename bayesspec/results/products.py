@@ -386,11 +386,12 @@ def _cards(star: Star) -> list[tuple[str, Any, str]]:
             for k, factor in enumerate(star.scale, start=1)
         ),
         ("CHI2", float(row["chi2"]), "mean square of whitened noise, 1 = as modelled"),
-        ("OUTLIER", float(row["outlier_score"]), "probability of rarer latents; small = outlier"),
+        ("OUTLIER", float(row["outlier_score"]), "probability to look as strange; small = outlier"),
         ("OBSFRAC", float(row["observed_fraction"]), "share of the grid observed"),
         ("USEDFRAC", float(row["used_fraction"]), "share of likelihood terms used"),
         ("LOGDENS", float(row["log_density"]), "log p(y, z, C)"),
     ]
+    cards.append(("FLAGS", int(row["flags"]), "bits, 0 = nothing to look at"))
     cards += [(f"WARN{k}", _ascii(note), "") for k, note in enumerate(star.warnings, start=1)]
     # FITS has no number that is not finite; an undefined value is what it has instead.
     return [

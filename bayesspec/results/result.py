@@ -58,6 +58,7 @@ _PER_STAR_ARRAYS = (
     "used_fraction",
     "observed_fraction",
     "outlier_score",
+    "flags",
     "model_flux_std",
     "w",
     "x",
@@ -99,11 +100,14 @@ class Result:
         chi2: Mean square of the whitened noise over the terms used, (N,); 1 where the noise is the model's.
         used_fraction: Share of the likelihood's terms that eq. (16) used, (N,).
         observed_fraction: Share of the grid that at least one exposure observed, (N,).
-        outlier_score: Probability of latents rarer than this one in its class, (N,); small = outlier. With a
-            residual term it is also small for what the model does not describe, what is hardly there, and
-            what lacks the lines and bands of its kind.
+        outlier_score: How probable it is that a star of its class looks as strange, (N,); small = outlier.
+            Without a residual term it is the share of the class's own draws whose z are rarer than this one's
+            (of draws from the posterior, the mean of this). With one it is the probability that the least of
+            four such numbers is as small: z and the size h as rare; noise as large as `chi2`; a signal as
+            weak; and lines and bands of its kind as weak.
         failures: Inputs that have no result.
-        warnings: For each star, what to look at.
+        flags: What to look at as bits, (N,), see `bayesspec.results.diagnostics.Flag`.
+        warnings: For each star, the same in words.
         model_version: Version of the bundle: the first of the hash of all that makes the model.
         model_flux_std: Standard deviation of `model_flux`, (N, D); None if the method gives none.
         draws: Draws from the posterior; None if the method gives none.
@@ -147,6 +151,7 @@ class Result:
     observed_fraction: Array
     outlier_score: Array
     failures: tuple[Failure, ...] = ()
+    flags: NDArray[np.int64] | None = None
     warnings: tuple[tuple[str, ...], ...] = ()
     model_version: str = ""
     model_flux_std: Array | None = None
@@ -162,6 +167,8 @@ class Result:
     def __post_init__(self) -> None:
         if not self.warnings:
             object.__setattr__(self, "warnings", ((),) * len(self))
+        if self.flags is None:
+            object.__setattr__(self, "flags", np.zeros(len(self), dtype=np.int64))
         object.__setattr__(self, "failures", tuple(Failure(*failure) for failure in self.failures))
         for name in (*_PER_STAR_ARRAYS, *_PER_STAR_TUPLES):
             value = getattr(self, name)
@@ -294,7 +301,7 @@ class Result:
         spectrum over the grid; exposures, how many have an observed pixel; velocity_offset and ebv_excess,
         what the star has beyond the stars of the library, with errors where there are draws; chi2,
         outlier_score, observed_fraction, used_fraction, log_density, residual_share, see `Result`; how far
-        the draws can be trusted, see `Draws`; warnings, what to look at.
+        the draws can be trusted, see `Draws`; flags and warnings, what to look at as bits and in words.
         """
         rows = np.arange(len(self))
         return Table(
@@ -313,6 +320,7 @@ class Result:
                 **self._passage_columns(),
                 **({} if self.residual_share is None else {"residual_share": self.residual_share}),
                 **({} if self.draws is None else self.draws.diagnostics),
+                "flags": self.flags,
                 "warnings": np.array(["; ".join(notes) for notes in self.warnings], dtype=str),
             },
             meta={"method": self.method, "model": self.model_name},

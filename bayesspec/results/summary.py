@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,7 +18,7 @@ from bayesspec.inference.unseen import unseen_posterior
 from bayesspec.model import StellarModel
 from bayesspec.nn.passage import ARMS
 
-from .diagnostics import PriorTail, doubts, features, notes, significance
+from .diagnostics import Flag, PriorTail, doubts, features, notes, outlier_score, significance
 
 __all__ = ["point_columns", "posterior_columns"]
 
@@ -169,8 +170,7 @@ def _columns(
     if model.residual is not None:
         strength, error = features(model, batch, flow, torch.cat([z, x], dim=-1))
         doubt = doubts(columns["outlier_score"], tensors["chi2"], signal, strength, error)
-        # The probability that the least of so many independent ones is as small.
-        tensors["outlier_score"] = 1 - (1 - doubt.amin(0)) ** len(doubt)
+        tensors["outlier_score"] = outlier_score(doubt)
         lacking = torch.where(doubt.argmin(0) == len(doubt) - 1, strength, torch.nan)
     arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in tensors.items()}
     step = torch.zeros_like(signal)
@@ -178,9 +178,11 @@ def _columns(
         step = model.passage.physical(x)[:, model.passage.names.index(ARMS)]
     doubtful = (part.tolist() for part in (signal, lacking, step))
     told = zip(arrays["chi2"], arrays["outlier_score"], *doubtful, strict=True)
-    arrays["warnings"] = [
+    said = [
         notes(*star, {name: values[n] for name, values in diagnostics.items()}) for n, star in enumerate(told)
     ]
+    arrays["flags"] = np.array([sum(one, Flag(0)) for one in said], dtype=np.int64)
+    arrays["warnings"] = [tuple(one.values()) for one in said]
     return arrays
 
 

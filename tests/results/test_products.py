@@ -62,6 +62,7 @@ def test_specutils_reads_what_to_spectrum_gives(make_result, tmp_path, unit, std
         units=(u.Unit(unit),),
         grid=WavelengthGrid(size=64, log=log),
         model_flux_std=np.full((1, 64), 0.1) if std else None,
+        flags=np.array([5]),
         warnings=(("not as it seems",),),
     )
     res.write(tmp_path)
@@ -77,6 +78,8 @@ def test_specutils_reads_what_to_spectrum_gives(make_result, tmp_path, unit, std
         assert read.uncertainty is given.uncertainty is None
     assert read.meta["header"]["CLASS"] == given.meta["class"]
     assert read.meta["header"]["WARN1"] == given.meta["warnings"] == "not as it seems"
+    assert read.meta["header"]["FLAGS"] == given.meta["flags"] == res.flags[0] == 5
+    assert Table.read(tmp_path / SUMMARY)["flags"][0] == 5
 
 
 @pytest.mark.parametrize("power", [-37, -18, 0, 20, 37])

@@ -19,7 +19,7 @@ from bayesspec.inference.denoise import denoise
 from bayesspec.inference.draws import Draws
 from bayesspec.model import SCALE_WIDTH
 from bayesspec.observation import Observation
-from bayesspec.results.diagnostics import features
+from bayesspec.results.diagnostics import Flag, features
 from bayesspec.results.spectra import arviz_input
 from bayesspec.training.exposures import NoiseLibrary
 from bayesspec.training.library import CLASSES, StarLibrary
@@ -175,6 +175,8 @@ def test_what_the_diagnostics_say_is_in_the_table(toy_model, stars):
     ):
         assert column in short.table.colnames
         assert (phrase in row["warnings"]) == fails
+    assert Flag.FEW_DRAWS in Flag(row["flags"])
+    assert int(row["flags"]).bit_count() == len(short.warnings[0])
 
 
 def test_batches_join(toy_model, stars, chains):
