@@ -78,9 +78,7 @@ def _many(path: str) -> int | None:
         return None
 
 
-def read_all(
-    inputs: Sequence[Input], make_reader: Callable[[], Reader], limit: float
-) -> list[Gridded | str]:
+def read_all(inputs: Sequence[Input], make_reader: Callable[[], Reader], limit: float) -> list[Gridded | str]:
     """The star of each input, or why there is none.
 
     A thread reads while this one waits: of Python's state only one of them changes anything at a time. An

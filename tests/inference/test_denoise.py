@@ -16,8 +16,6 @@ from bayesspec.distributions import NoiseFlow
 from bayesspec.exceptions import BayesspecError, ObservationError, ReadError
 from bayesspec.grid import WavelengthGrid, rebin
 from bayesspec.inference.denoise import METHODS, choose_method
-from bayesspec.pipeline import denoise_files
-from bayesspec.results.products import ProductWriter
 from bayesspec.runtime import seeded
 
 
@@ -312,7 +310,7 @@ def test_the_fewest_draws_are_no_error(toy_model, options):
     assert found.to_arviz()["posterior"]["z"].size
 
 
-@pytest.mark.parametrize("by", ["denoise", "pipeline"])
+@pytest.mark.parametrize("by", ["denoise", "survey"])
 def test_every_exposure_is_rebinned_once(stars, model, tmp_path, monkeypatch, by):
     """What is found out about a star on the grid is kept, not thrown away and found out again."""
     done = []
@@ -329,8 +327,7 @@ def test_every_exposure_is_rebinned_once(stars, model, tmp_path, monkeypatch, by
         for file, star in zip(files, stars[0], strict=False):
             exposure = star.exposures[0]
             Table({"wavelength": exposure.wavelength * u.AA, "flux": exposure.flux}).write(file)
-        writer = ProductWriter(tmp_path / "out", [str(file) for file in files])
-        list(denoise_files(files, writer, model))
+        list(bayesspec.denoise_survey(files, tmp_path / "out", model="kang2021", workers=0))
     assert len(done) == 3
 
 
