@@ -110,7 +110,7 @@ class StellarModel(nn.Module):
                 x = pyro.sample("x", self.passage.prior().to_event(1))
                 latents = torch.cat([latents, x.expand(*latents.shape[:-1], -1)], dim=-1)
             if self.residual is not None:
-                unit = dist.Normal(scale.new_zeros(()), 1.0).expand([self.residual_dim]).to_event(1)
+                unit = dist.Normal(batch.flux.new_zeros(()), 1.0).expand([self.residual_dim]).to_event(1)
                 w = pyro.sample("w", unit)
                 latents = torch.cat([latents, w.expand(*latents.shape[:-1], -1)], dim=-1)
             s = self.spectrum(latents)  # eq. (4)
@@ -255,7 +255,13 @@ class StellarModel(nn.Module):
         if not (values.isfinite().all() and (values >= 0).all() and values.sum() > 0):
             raise BayesspecError(f"class_weights must be positive or zero, not {values.tolist()}")
         model = copy.copy(self)
-        model._buffers = {**self._buffers, "class_logits": values.log().to(self.class_logits)}
+        model.class_logits = values.log().to(self.class_logits)
+        return model
+
+    def __copy__(self) -> StellarModel:
+        """A model of the same networks and prior, each of which can be replaced in it and not in this one."""
+        model = type(self).__new__(type(self))
+        model.__dict__ = {k: copy.copy(v) if isinstance(v, dict | set) else v for k, v in vars(self).items()}
         return model
 
     @property

@@ -6,6 +6,7 @@ import copy
 import math
 from dataclasses import replace
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -13,9 +14,12 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Predictive, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoDelta
+from pyro.infer.inspect import get_model_relations
 
+from bayesspec.batch import ObservationBatch
 from bayesspec.distributions.spectrum_noise import HIT_SHARE, HIT_WIDTH
 from bayesspec.inference.map import log_joint
+from bayesspec.observation import Observation
 
 
 def values(model, batch, seed=0):
@@ -148,6 +152,57 @@ def test_any_pyro_tool_takes_it(toy_model, toy_batch):
         svi = SVI(toy_model, guide, pyro.optim.Adam({"lr": 0.02}), TraceEnum_ELBO(max_plate_nesting=2))
         losses = [svi.step(toy_batch) for _ in range(60)]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("which", ["toy_model", "toy_stellar"])
+def test_pyro_finds_what_depends_on_what(request, which):
+    """And draws it so: z on the class, the rest on nothing, what was observed on all but the class."""
+    model = request.getfixturevalue(which)
+    batch = request.getfixturevalue({"toy_model": "toy_batch"}.get(which, f"{which}_batch"))
+    found = get_model_relations(model, (batch,))
+    above = found["sample_sample"]
+    latents = set(above) - {"y"}
+    assert found["observed"] == ["y"]
+    assert set(above["y"]) == latents - {"C"}
+    assert above["z"] == ["C"]
+    assert not any(above[name] for name in latents - {"z"})
+    assert {"z", "y"} <= set(found["plate_sample"]["star"])
+
+
+@pytest.mark.parametrize("which", ["toy_model", "toy_stellar"])
+def test_a_star_becomes_what_the_program_takes(request, which):
+    """One alone or in a list, with and without errors; the same batch as by hand."""
+    model = request.getfixturevalue(which)
+    wavelength = model.grid.wavelength
+    star = Observation(wavelength, 5 + np.sin(wavelength / 300), np.full(wavelength.size, 100.0), name="sine")
+    bare = Observation(wavelength, star.exposures[0].flux, name="bare")
+    one, two = model.batch(star), model.batch([star, bare])
+    for name in ("flux", "ivar", "mask", "unit_flux", "free_scale"):
+        assert torch.equal(getattr(one, name)[0], getattr(two, name)[0])
+    by_hand = ObservationBatch.from_observations([star, bare], model.grid)
+    assert torch.equal(two.flux, by_hand.flux)
+    trace = poutine.trace(model).get_trace(two)
+    assert trace.log_prob_sum().isfinite()
+    assert trace.nodes["y"]["value"] is two.flux
+
+
+def test_a_copy_is_another_model(toy_model, toy_batch):
+    """What is replaced or changed in a copy is as it was in the model; a shallow one shares the rest."""
+    _, z, log_scale = values(toy_model, toy_batch)
+    before = log_joint(toy_model, toy_batch, z, log_scale)[0]
+    shallow, deep = copy.copy(toy_model), copy.deepcopy(toy_model)
+    assert shallow.generator is toy_model.generator
+    for one in (shallow, deep):
+        assert torch.equal(log_joint(one, toy_batch, z, log_scale)[0], before)
+        one.prior = copy.deepcopy(toy_model.prior)
+        one.prior.centres = one.prior.centres + 1.0
+        one.class_logits = one.class_logits + torch.arange(len(one.classes))
+        one.card["name"] = "other"
+    with torch.no_grad():
+        next(deep.generator.parameters()).zero_()
+    assert not torch.equal(log_joint(shallow, toy_batch, z, log_scale)[0], before)
+    assert torch.equal(log_joint(toy_model, toy_batch, z, log_scale)[0], before)
+    assert toy_model.name == "toy"
 
 
 def test_known_scales_are_not_sampled(toy_model, toy_batch):

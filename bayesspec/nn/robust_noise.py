@@ -144,7 +144,7 @@ class RobustNoiseNetwork(nn.Module):
         """
         pixels, k = t.shape[-1], self.kernel
         lead = t.dim() - context.dim() + 1
-        draws, batch = t.shape[:lead].numel(), t.shape[lead:-1].numel()
+        draws, batch = math.prod(t.shape[:lead]), math.prod(t.shape[lead:-1])
         context = context.expand(-1, *t.shape[lead:]).reshape(len(context), batch, pixels)
         rows = t.reshape(draws, batch, pixels)
         block = max(1, _CPU_BLOCK // pixels if t.device.type == "cpu" else batch)

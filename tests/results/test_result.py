@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 
@@ -11,6 +12,7 @@ from astropy import units as u
 from matplotlib.figure import Figure
 
 from bayesspec.exceptions import BayesspecError
+from bayesspec.observation import Observation
 from bayesspec.results.plotting import save_figure
 
 ARRAYS = ("flux", "z", "class_probabilities", "chi2", "outlier_score", "scale")
@@ -212,3 +214,19 @@ def test_no_star_is_without_a_figure(make_result, change, ivar):
         save_figure(figure, buffer := io.BytesIO())
     assert buffer.getvalue().startswith(b"\x89PNG")
     assert all(np.isfinite(ax.get_ylim()).all() for ax in figure.axes)
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy])
+def test_copies_are_of_the_same_stars(make_result, how):
+    """Of a result, of one of its stars, and of what was observed."""
+    res = make_result(warnings=(("first",), (), ()))
+    assert res.observed.flux.shape == (3, 64)  # what is computed once is copied or computed anew
+    back = how(res)
+    assert repr(back) == repr(res)
+    for name in (*ARRAYS, "wavelength"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(res, name))
+    np.testing.assert_array_equal(how(res.star(1)).flux, res.flux[1])
+    exposure = Observation(res.wavelength, res.flux[0], name="one")
+    assert repr(how(exposure)) == repr(exposure)
+    np.testing.assert_array_equal(how(exposure).on_grid(res.grid).flux, exposure.on_grid(res.grid).flux)
+    assert how(exposure.on_grid(res.grid)).grid == res.grid
