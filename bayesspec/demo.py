@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .distributions import NoiseFlow, RobustNoiseFlow
 from .exceptions import BayesspecError
-from .grid import WavelengthGrid
+from .grid import WavelengthGrid, mean_exposure
 from .inference.denoise import denoise
 from .io import read
 from .io.bits import SPPIXMASK
@@ -169,8 +169,7 @@ def to_sdss(
     """
     loglam, wavelength = np.log10(grid.wavelength), grid.wavelength
     good = np.where(bits == 0, ivar, 0.0)
-    total = good.sum(0)
-    mean = np.divide((good * flux).sum(0), total, out=np.zeros_like(total), where=total > 0)
+    mean, total, _ = mean_exposure(flux, good, good <= 0)
     masks = {"and_mask": np.bitwise_and.reduce(bits), "or_mask": np.bitwise_or.reduce(bits)}
     hdus = [
         fits.PrimaryHDU(header=fits.Header([("OBJECT", "bayesspec demonstration"), ("NEXP", 2 * len(flux))])),

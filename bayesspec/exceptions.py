@@ -1,8 +1,8 @@
-"""Errors and warnings of this package; each message names the file or star and the cause."""
+"""Errors of this package; each message names the file or star and the cause."""
 
 from __future__ import annotations
 
-__all__ = ["BayesspecError", "BayesspecWarning", "BundleError", "ObservationError", "ReadError"]
+__all__ = ["BayesspecError", "BundleError", "ObservationError", "ReadError"]
 
 
 class BayesspecError(Exception):
@@ -19,7 +19,3 @@ class ObservationError(BayesspecError, ValueError):
 
 class BundleError(BayesspecError, ValueError):
     """A model bundle is missing, damaged, or of an unknown version."""
-
-
-class BayesspecWarning(UserWarning):
-    """A result that should be looked at: outside the model's range, or not converged."""

@@ -19,6 +19,7 @@ __all__ = [
     "air_to_vacuum",
     "flux_unit",
     "mean_absolute_flux",
+    "mean_exposure",
     "overlap_matrix",
     "rebin",
 ]
@@ -202,8 +203,24 @@ def rebin(
     return Rebinned(mean.reshape(shape), inverse.reshape(shape), ~observed.reshape(shape))
 
 
+def mean_exposure(flux: NDArray, ivar: NDArray, mask: NDArray) -> Rebinned:
+    """Exposures (..., E, D) averaged by inverse variance: flux, ivar and mask (True = bad), each (..., D).
+
+    Where the inverse variance of one that is not masked is not known, all count alike and the mean's is 0; so
+    is the flux where all are masked.
+    """
+    seen = ~mask
+    ivar = np.where(seen, ivar, 0.0)
+    known = (mask | (ivar > 0)).all(-2, keepdims=True)
+    weight = np.where(known, ivar, seen)
+    total = weight.sum(-2)
+    mean = (weight * np.where(seen, flux, 0.0)).sum(-2)
+    mean = np.divide(mean, total, out=np.zeros_like(mean), where=total > 0)
+    return Rebinned(mean, np.where(known, ivar, 0.0).sum(-2), mask.all(-2))
+
+
 def mean_absolute_flux(flux: NDArray, mask: NDArray) -> NDArray:
-    """Mean |flux| over the observed pixels, (...,): the model's unit of flux (DESIGN: unit mean |flux|).
+    """Mean |flux| over the observed pixels, (...,): the model's unit of flux.
 
     0 where nothing is observed.
     """

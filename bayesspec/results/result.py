@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
@@ -15,7 +15,7 @@ from astropy.table import Column, Table
 from numpy.typing import ArrayLike, NDArray
 
 from bayesspec.exceptions import BayesspecError
-from bayesspec.grid import Rebinned, WavelengthGrid
+from bayesspec.grid import Rebinned, WavelengthGrid, mean_exposure
 from bayesspec.observation import printable
 
 from .star import Failure, Star
@@ -41,33 +41,8 @@ Array = NDArray[np.floating[Any]]
 INTERVAL_DRAWS = 1000
 """Equally probable draws whose percentiles are the ends of an interval."""
 
-_PER_STAR_ARRAYS = (
-    "model_flux",
-    "unit_flux",
-    "z",
-    "class_probabilities",
-    "best_class",
-    "log_density",
-    "scale",
-    "free_scale",
-    "exposure_unit",
-    "observed_flux",
-    "observed_ivar",
-    "observed_mask",
-    "chi2",
-    "used_fraction",
-    "observed_fraction",
-    "outlier_score",
-    "flags",
-    "model_flux_std",
-    "w",
-    "x",
-    "passage",
-    "passage_std",
-    "model_rest_flux",
-    "residual_share",
-)
-_PER_STAR_TUPLES = ("names", "units", "warnings")
+_TUPLES = "names", "units", "warnings"
+"""With an entry for each star, as every array has a row for each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,10 +145,13 @@ class Result:
         if self.flags is None:
             object.__setattr__(self, "flags", np.zeros(len(self), dtype=np.int64))
         object.__setattr__(self, "failures", tuple(Failure(*failure) for failure in self.failures))
-        for name in (*_PER_STAR_ARRAYS, *_PER_STAR_TUPLES):
-            value = getattr(self, name)
-            if value is not None and len(value) != len(self):
-                raise ValueError(f"{name} has {len(value)} rows for {len(self)} stars")
+        for name in (*self._arrays(), *_TUPLES):
+            if (rows := len(getattr(self, name))) != len(self):
+                raise ValueError(f"{name} has {rows} rows for {len(self)} stars")
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
     @property
     def wavelength(self) -> NDArray[np.float64]:
@@ -281,17 +259,10 @@ class Result:
         Exposures are brought to the star's scale and averaged by inverse variance; where an exposure's is not
         known, all count alike and the ivar is 0. In the star's flux unit, 0 where the mask is True.
         """
-        seen = ~self.observed_mask
         scale = np.where(self.scale > 0, self.scale, 1.0).astype(float)[..., None]
-        ivar = np.where(seen, self.observed_ivar * scale**2, 0.0)
-        known = (~seen | (ivar > 0)).all(-2, keepdims=True)
-
-        weight = np.where(known, ivar, seen)
-        total = weight.sum(-2)
-        flux = (weight * np.where(seen, self.observed_flux / scale, 0.0)).sum(-2)
-        flux = np.divide(flux, total, out=np.zeros_like(flux), where=total > 0)
-        ivar = np.where(known, ivar, 0.0).sum(-2)
-        return Rebinned(flux * self._unit, ivar / self._unit**2, ~seen.any(-2))
+        parts = self.observed_flux / scale, self.observed_ivar * scale**2, self.observed_mask
+        flux, ivar, mask = mean_exposure(*parts)
+        return Rebinned(flux * self._unit, ivar / self._unit**2, mask)
 
     @property
     def table(self) -> Table:
@@ -340,7 +311,7 @@ class Result:
     def star(self, i: SupportsIndex = 0) -> Star:
         """Star i as plain arrays in the unit of its input: what files and figures hold."""
         one = self[i]
-        seen = (~one.observed_mask[0]).any(-1)
+        table, seen = one.table, (~one.observed_mask[0]).any(-1)
         return Star(
             name=one.names[0],
             unit=one.units[0],
@@ -352,7 +323,7 @@ class Result:
             z=one.z[0],
             classes=self.classes,
             class_probabilities=one.class_probabilities[0],
-            row=dict(zip(one.table.colnames, one.table[0], strict=True)),
+            row=dict(zip(table.colnames, table[0], strict=True)),
             warnings=one.warnings[0],
             method=self.method,
             model_name=self.model_name,
@@ -419,8 +390,8 @@ class Result:
             rows = np.arange(len(self))[index]
         else:
             rows = np.atleast_1d(np.arange(len(self))[np.asarray(index)])
-        arrays = {n: getattr(self, n)[rows] for n in _PER_STAR_ARRAYS if getattr(self, n) is not None}
-        tuples = {n: tuple(getattr(self, n)[row] for row in rows) for n in _PER_STAR_TUPLES}
+        arrays = {name: value[rows] for name, value in self._arrays().items()}
+        tuples = {n: tuple(getattr(self, n)[row] for row in rows) for n in _TUPLES}
         draws = None if self.draws is None else self.draws.select(rows)
         return replace(self, **arrays, **tuples, draws=draws, failures=())
 

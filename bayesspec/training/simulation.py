@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bayesspec.batch import pad_exposures
 from bayesspec.exceptions import BayesspecError
-from bayesspec.grid import Rebinned, WavelengthGrid, flux_unit
+from bayesspec.grid import Rebinned, WavelengthGrid, flux_unit, mean_exposure
 from bayesspec.observation import FULL_COVERAGE, Observation
 from bayesspec.physics.throughput import BORDER
 
@@ -132,16 +132,10 @@ class NoisyStars:
         Exposures are averaged by inverse variance, or plainly where that is unknown. The flux is divided by
         the unit (N,): 1 where the scale is known, else the mean flux of the observed pixels.
         """
-        seen = ~self.mask
-        known = (self.mask | (self.ivar > 0)).all((-2, -1))[:, None, None]
-        weight = np.where(known, self.ivar, seen).astype(float)
-        total = weight.sum(-2)
-        flux = np.divide((weight * self.flux).sum(-2), total, out=np.zeros_like(total), where=total > 0)
-        mask = ~seen.any(-2)
+        flux, ivar, mask = mean_exposure(*(part.astype(float) for part in (self.flux, self.ivar)), self.mask)
         unit = np.where(self.scale_known, 1.0, flux_unit(flux, mask))
         unit = np.where(unit > 0, unit, 1.0)
-        ivar = np.where(known, self.ivar, 0.0).sum(-2) * unit[:, None] ** 2
-        return Rebinned(flux / unit[:, None], ivar, mask), unit
+        return Rebinned(flux / unit[:, None], ivar * unit[:, None] ** 2, mask), unit
 
     @property
     def fingerprint(self) -> str:
