@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from bayesspec.batch import ObservationBatch
 from bayesspec.model import StellarModel
 
+from .conditional import GivenCore
 from .convergence import pareto_smooth
 from .draws import Draws
 from .newton import Modes, find_modes
-from .proposal import SizedNormal, StudentMixture
+from .proposal import StudentMixture
 from .scan import LatentScan
 from .target import Target
 
@@ -20,6 +21,9 @@ __all__ = ["importance_draws", "laplace_mixture"]
 
 TRUSTED = 0.7
 """Pareto k above which weights are not to be trusted (Vehtari et al. 2024)."""
+
+ENOUGH, ROUNDS = 0.25, 3
+"""Effective share of one round's draws below which a star is refined, so many times at most."""
 
 NEGLIGIBLE = 1e-4
 """Share of the posterior below which a mode is not worth a component."""
@@ -40,8 +44,9 @@ def importance_draws(
     Climbs from several classes and places find the modes. Laplace's approximation at each, widened to a
     Student-t distribution, makes a mixture to draw from; the weights :math:`p(y, z, a) / q(z, a)`, the
     largest of them smoothed by a generalised Pareto fit, make the draws exact. Where the fit's k is above 0.7
-    the mixture is fitted to the weighted draws and drawn from anew, up to `rounds` times; the best round
-    counts. A star whose k stays above 0.7 needs NUTS.
+    the mixture is fitted to all weighted draws so far and drawn from anew, up to `rounds` times; so it is, up
+    to three times, where draws are effectively a quarter of their number or less. All rounds count together.
+    A star whose k stays above 0.7 needs NUTS.
 
     Every star is given the same random numbers: its draws depend on the seed, not on its neighbours.
 
@@ -74,19 +79,19 @@ def importance_draws(
     """
     target = Target(model, batch)
     modes = find_modes(model, batch, classes="marginal", starts=starts, scan=scan)
-    mixture = laplace_mixture(target, modes)
-    best = _Round.draw(target, mixture, draws, seed)
-    latest, rows = best, np.arange(len(batch))
-    for number in range(1, rounds + 1):
-        doubtful = latest.pareto_k > TRUSTED
+    pool = Pool.of(target, modes)
+    found: list[Draws | None] = [None] * len(batch)
+    rows = np.arange(len(batch))
+    for number in range(rounds + 1):
+        pool.draw(draws, seed + number)
+        doubtful = pool.doubtful(number < ROUNDS) if number < rounds else np.zeros(len(rows), bool)
+        for n in np.flatnonzero(~doubtful):
+            found[rows[n]] = pool.star(n, draws, seed)
         if not doubtful.any():
             break
-        rows, latest, mixture = rows[doubtful], latest.select(doubtful), mixture.select(doubtful)
-        weight = torch.as_tensor(np.exp(latest.log_weight).T.copy()).to(latest.theta)
-        mixture = mixture.adapted(latest.theta, weight)
-        latest = _Round.draw(target.select(rows), mixture, draws, seed + number)
-        best.improve(rows, latest)
-    return best.to_draws(target)
+        rows, pool = rows[doubtful], pool.select(np.flatnonzero(doubtful))
+        pool.adapt()
+    return Draws.concatenate(found)
 
 
 def laplace_mixture(target: Target, modes: Modes) -> StudentMixture:
@@ -119,11 +124,8 @@ def laplace_mixture(target: Target, modes: Modes) -> StudentMixture:
     log_share = (share / share.sum(-1, keepdim=True)).log()
 
     # The core comes first, so that the corner of a lower factor is the factor of the core's covariance.
-    core, given = slice(0, target.core), None
-    if target.core < target.dim:
-        w, precision = theta[..., target.core :], torch.cholesky_inverse(factors)
-        given = SizedNormal.at_mode(theta[..., core], w, precision, target.model.residual.log_size)
-    return StudentMixture(theta[..., core], factors[..., core, core], log_share, target.free[:, core], given)
+    core = slice(0, target.core)
+    return StudentMixture(theta[..., core], factors[..., core, core], log_share, target.free[:, core])
 
 
 def log_volume(target: Target, factor: torch.Tensor) -> torch.Tensor:
@@ -131,60 +133,141 @@ def log_volume(target: Target, factor: torch.Tensor) -> torch.Tensor:
     return factor.diagonal(dim1=-2, dim2=-1)[..., : target.core].log().sum(-1)
 
 
-class _Round:
-    """Draws of N stars from one mixture each, and what they are worth."""
+class Pool:
+    """Draws of N stars from several mixtures each, and what all of them together are worth.
 
-    def __init__(
-        self,
-        theta: torch.Tensor,
-        log_density: NDArray[np.float64],
-        log_weight: NDArray[np.float64],
-        log_evidence: NDArray[np.float64],
-        pareto_k: NDArray[np.float64],
-    ) -> None:
-        self.theta, self.log_density, self.log_weight = theta, log_density, log_weight
-        self.log_evidence, self.pareto_k = log_evidence, pareto_k
+    A draw is weighed by the mean density of all mixtures that were drawn from, whichever it is from: a poor
+    one among them costs its draws, and does no harm.
+
+    References:
+        | Cornuet, Marin, Mira & Robert 2012, Adaptive multiple importance sampling, Scand. J. Stat. 39, 798
+        | https://arxiv.org/abs/0907.1254
+
+    Arguments:
+        target: The density of N stars.
+        mixtures: Of the core: those drawn from, and last the one to draw from next.
+        given: The scores w given the core, or None where there are none.
+    """
+
+    def __init__(self, target: Target, mixtures: list[StudentMixture], given: GivenCore | None) -> None:
+        self.target, self.mixtures, self.given = target, mixtures, given
+        self.theta = torch.empty(0, len(target.batch), target.dim, device=target.free.device)
+        self.log_density = self.log_given = self.theta[..., 0].double()
 
     @classmethod
-    def draw(cls, target: Target, mixture: StudentMixture, draws: int, seed: int) -> _Round:
-        theta = mixture.sample(draws, seed)
-        log_density = target.log_density(theta).T.double()
-        log_ratio = (log_density - mixture.log_prob(theta).T).cpu().numpy()
-        log_weight, k = pareto_smooth(log_ratio)
-        evidence = np.logaddexp.reduce(log_ratio, axis=-1) - np.log(draws)
-        return cls(theta, log_density.cpu().numpy(), log_weight, evidence, k)
+    def of(cls, target: Target, modes: Modes) -> Pool:
+        """Laplace's approximation at every mode, to begin with."""
+        given = None
+        if target.core < target.dim:
+            star = torch.arange(len(modes.theta), device=modes.theta.device)
+            best = modes.theta[star, modes.log_density.argmax(-1)]
+            given = GivenCore.at(target.model, target.batch, *target.split(best))
+        return cls(target, [laplace_mixture(target, modes)], given)
 
-    def select(self, rows: NDArray) -> _Round:
-        at = torch.as_tensor(np.flatnonzero(rows), device=self.theta.device)
-        return _Round(
+    def select(self, rows: NDArray) -> Pool:
+        """Those of these stars."""
+        at = torch.as_tensor(rows, device=self.theta.device)
+        given = None if self.given is None else self.given.select(at)
+        part = Pool(self.target.select(rows), [mixture.select(at) for mixture in self.mixtures], given)
+        part.theta, part.log_density, part.log_given = (
             self.theta[:, at],
-            self.log_density[rows],
+            self.log_density[:, at],
+            self.log_given[:, at],
+        )
+        part.log_ratio, part.log_weight, part.pareto_k = (
+            self.log_ratio[rows],
             self.log_weight[rows],
-            self.log_evidence[rows],
             self.pareto_k[rows],
         )
+        return part
 
-    def improve(self, rows: NDArray, other: _Round) -> None:
-        """Take the other round's draws of the stars at `rows` where its k is lower."""
-        better = other.pareto_k < self.pareto_k[rows]
-        rows, other = rows[better], other.select(better)
-        self.theta[:, torch.as_tensor(rows, device=self.theta.device)] = other.theta
-        for name in ("log_density", "log_weight", "log_evidence", "pareto_k"):
-            getattr(self, name)[rows] = getattr(other, name)
+    def draw(self, count: int, seed: int) -> None:
+        """Draw from the last mixture, and weigh all draws anew."""
+        theta = self.mixtures[-1].sample(count, seed, self.target.dim - self.target.core)
+        log_given = torch.zeros_like(theta[..., 0])
+        if self.given is not None:
+            core, normal = theta.tensor_split((self.target.core,), dim=-1)
+            w, log_given = self.given.draw(core, normal)
+            theta = torch.cat([core, w], dim=-1)
+        self.theta = torch.cat([self.theta, theta])
+        self.log_given = torch.cat([self.log_given, log_given.double()])
+        self.log_density = torch.cat([self.log_density, self.target.log_density(theta).double()])
 
-    def to_draws(self, target: Target) -> Draws:
-        latents, log_scale = (
-            part.transpose(0, 1)[:, None].cpu().numpy() for part in target.split(self.theta)
+        core = self.theta[..., : self.target.core]
+        by_mixture = torch.stack([mixture.log_prob(core) for mixture in self.mixtures]).double()
+        log_proposal = by_mixture.logsumexp(0) - np.log(len(self.mixtures)) + self.log_given
+        self.log_ratio = (self.log_density - log_proposal).T.cpu().numpy()
+        self.log_weight, self.pareto_k = pareto_smooth(self.log_ratio)
+
+    def doubtful(self, few: bool) -> NDArray[np.bool_]:
+        """Stars whose weights are not to be trusted yet and, with `few`, those that few draws have."""
+        untrusted = self.pareto_k > TRUSTED
+        draws = len(self.theta) // len(self.mixtures)
+        return untrusted | (few & (effective(self.log_weight) < ENOUGH * draws))
+
+    def adapt(self) -> None:
+        """Fit the next mixture to all draws."""
+        weight = torch.as_tensor(np.exp(self.log_weight).T.copy()).to(self.theta)
+        self.mixtures.append(self.mixtures[-1].adapted(self.theta[..., : self.target.core], weight))
+
+    def star(self, n: int, count: int, seed: int) -> Draws:
+        """`count` draws of one star."""
+        rows, log_weight = thin(self.log_weight[n], count, seed)
+        target, theta = self.target, self.theta[rows, n]
+        inner = target.model.latent_dim
+        z, x, log_scale, w = (
+            part.cpu().numpy()[None, None]
+            for part in theta.tensor_split((inner, target.latent_dim, target.end), dim=-1)
         )
-        z, x, w = np.split(latents, [target.model.latent_dim, target.latent_dim], axis=-1)
-        ess = 1 / np.exp(2 * self.log_weight).sum(-1)
         return Draws(
             z=z,
             x=x,
             w=w,
             log_scale=log_scale,
-            log_weight=self.log_weight[:, None],
-            log_density=self.log_density[:, None],
-            log_evidence=self.log_evidence,
-            diagnostics={"pareto_k": self.pareto_k, "ess_bulk": ess},
+            log_weight=log_weight[None, None],
+            log_density=self.log_density[rows, n].cpu().numpy()[None, None],
+            log_evidence=np.logaddexp.reduce(self.log_ratio[n : n + 1], axis=-1) - np.log(len(self.theta)),
+            diagnostics={"pareto_k": self.pareto_k[n : n + 1], "ess_bulk": effective(log_weight[None])},
         )
+
+
+def effective(log_weight: NDArray) -> NDArray:
+    """Effective number of draws, (...), of normalised log weights (..., S)."""
+    return 1 / np.exp(2 * log_weight).sum(-1)
+
+
+def thin(log_weight: NDArray, count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """`count` of more draws, with new weights: heavy ones keep theirs, of the others some stand for all.
+
+    Means stay what they were on average, and vary as little as can be.
+
+    References:
+        | Fearnhead & Clifford 2003, On-line inference for hidden Markov models via particle filters,
+        | J. R. Stat. Soc. B 65, 887, section 3.2
+
+    Arguments:
+        log_weight: Normalised, (S,).
+        count: At most S.
+        seed: Of the random number.
+
+    Returns:
+        Positions, (count,), ascending, and their normalised log weights.
+    """
+    if len(log_weight) <= count:
+        return np.arange(len(log_weight)), log_weight
+    weight = np.exp(log_weight)
+    rising = np.sort(weight)
+    # The least weight c with sum(min(weight / c, 1)) = count.
+    below, heavier = rising.cumsum(), np.arange(len(rising))[::-1]
+    enough = heavier < count
+    level = np.where(enough, below / np.where(enough, count - heavier, 1), np.inf)
+    fits = enough & (level >= rising) & (np.append(rising[1:], np.inf) >= level)
+    least = level[np.flatnonzero(fits)[0]]
+
+    heavy = weight >= least
+    expected = np.where(heavy, 0.0, weight / least)
+    start = np.random.default_rng(seed).random()
+    steps = np.floor(expected.cumsum() - start)
+    rows = np.flatnonzero(heavy | (np.diff(steps, prepend=np.floor(-start)) > 0))
+    kept = np.where(heavy, weight, least)[rows]
+    return rows, np.log(kept / kept.sum())

@@ -13,7 +13,7 @@ from bayesspec.distributions import NoiseFlow, RobustNoiseFlow
 from bayesspec.model import StellarModel
 from bayesspec.nn import NoiseNetwork
 
-__all__ = ["information"]
+__all__ = ["information", "innovation"]
 
 # Numbers in one pass: pixels times parameters, and pixels of a conditioner's slopes.
 _CPU_NUMBERS, _CPU_WINDOWS = 2**23, 2**14
@@ -88,20 +88,28 @@ def _of_gaussian(flow: NoiseFlow, flux: Tensor, clean: Tensor, slope: Tensor) ->
 
 
 def _of_robust(flow: RobustNoiseFlow, flux: Tensor, clean: Tensor, slope: Tensor, observed: bool) -> Tensor:
-    # A conditional's centre is a (s + mean(t) sigma^2 / c), t = (y / a - s) / c: its width stays as it is.
-    sigma, _, total = flow.widths()
     d_eps = -torch.cat([slope, clean.expand(slope.shape[:-1])[..., None]], dim=-1)
     d_eps = torch.where(flow.observed[..., None], d_eps, 0.0)
+    centre = innovation(flow, flux)(-d_eps)
+    weight = flow.curvature(flux) if observed else flow.precision(flux)
+    return (centre * weight[..., None]).mT @ centre
+
+
+def innovation(flow: RobustNoiseFlow, flux: Tensor) -> Callable[[Tensor], Tensor]:
+    """How what is new in every pixel, given those before it, follows small changes of the residual.
+
+    A linear map of changes (..., D, P) to changes (..., D, P).
+    """
+    # A conditional's centre is mean(t) sigma^2 / c, t = (y / a - s) / c: its width stays as it is.
+    sigma, _, total = flow.widths()
     t, kernel = flow.residual(flux) / total, flow.network.kernel
     d_mean = _slopes_by_window(
         lambda window, context: flow.network.step(window, context)[0],
         pad(t, (kernel, 0))[..., :-1].unfold(-1, kernel, 1),
         flow.context().expand(-1, *t.shape),
     )
-    moved = (sigma.square() / total)[..., None] * _along(d_mean, d_eps / total[..., None])
-    centre = moved - d_eps
-    weight = flow.curvature(flux) if observed else flow.precision(flux)
-    return (centre * weight[..., None]).mT @ centre
+    share = (sigma.square() / total)[..., None]
+    return lambda d_eps: d_eps - share * _along(d_mean, d_eps / total[..., None])
 
 
 def _slopes_by_window(step: Callable[[Tensor, Tensor], Tensor], windows: Tensor, context: Tensor) -> Tensor:

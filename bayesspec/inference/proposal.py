@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor
 
-__all__ = ["SizedNormal", "StudentMixture"]
+__all__ = ["StudentMixture"]
 
 DOF = 5.0
 """Degrees of freedom: tails that no posterior with a Gaussian prior outruns, and a finite variance."""
@@ -25,98 +25,14 @@ SMALLEST = 0.01
 
 
 @dataclass(frozen=True)
-class SizedNormal:
-    r"""Normal distributions of w given a core, one for each of N stars and M components of its mixture.
-
-    The likelihood of a linear model :math:`g w`, :math:`g = e^{f(h)}`, with w standard normal before the
-    data, makes w given the core normal with precision :math:`1 + g^2 A` and mean
-    :math:`(1 + g^2 A)^{-1} g (c - M \delta)`: exact in the size h, the last dimension of the core, and linear
-    in how far the others are from the mode, :math:`\delta`.
-
-    Arguments:
-        centre: Of the core, where the mode is, (N, M, d).
-        axes: Orthonormal eigenvectors of A, (N, M, R, R).
-        strength: Its eigenvalues, (N, M, R).
-        pull: c in these axes, (N, M, R).
-        slope: M in these axes, (N, M, R, d), 0 for the size.
-        log_size: f.
-    """
-
-    centre: Tensor
-    axes: Tensor
-    strength: Tensor
-    pull: Tensor
-    slope: Tensor
-    log_size: Callable[[Tensor], Tensor]
-
-    @classmethod
-    def at_mode(
-        cls, core: Tensor, w: Tensor, precision: Tensor, log_size: Callable[[Tensor], Tensor]
-    ) -> SizedNormal:
-        """From modes, core (N, M, d) and w (N, M, R), and precisions of both, (N, M, d + R, d + R)."""
-        d = core.shape[-1]
-        size = log_size(core[..., -1:]).exp()[..., None]
-        identity = torch.eye(w.shape[-1], dtype=w.dtype, device=w.device)
-        strength, axes = torch.linalg.eigh((precision[..., d:, d:] - identity) / size.square())
-        strength = strength.clamp_min(0.0)
-        slope = axes.mT @ precision[..., d:, :d] / size
-        slope[..., -1] = 0.0
-        size = size[..., 0]
-        pull = (1 + size.square() * strength) / size * (axes.mT @ w[..., None])[..., 0]
-        return cls(core, axes, strength, pull, slope, log_size)
-
-    @property
-    def dim(self) -> int:
-        """R."""
-        return self.strength.shape[-1]
-
-    def select(self, rows: NDArray | Tensor) -> SizedNormal:
-        """Those of these stars."""
-        parts = self.centre, self.axes, self.strength, self.pull, self.slope
-        return SizedNormal(*(part[rows] for part in parts), self.log_size)
-
-    def repeated(self) -> SizedNormal:
-        """With one component more, as the first."""
-        parts = self.centre, self.axes, self.strength, self.pull, self.slope
-        return SizedNormal(*(torch.cat([part, part[:, :1]], dim=1) for part in parts), self.log_size)
-
-    def transform(self, core: Tensor, chosen: Tensor, normal: Tensor) -> Tensor:
-        """w, (S, N, R), given cores (S, N, d) of components (S, N), from standard normal numbers (S, R)."""
-        star = torch.arange(core.shape[1], device=core.device)
-        one = SizedNormal(
-            *(part[star, chosen] for part in (self.centre, self.axes, self.strength, self.pull, self.slope)),
-            self.log_size,
-        )
-        mean, precision = one._moments(core)
-        return (one.axes @ (mean + normal[:, None] * precision.rsqrt())[..., None])[..., 0]
-
-    def log_prob(self, core: Tensor, w: Tensor) -> Tensor:
-        """Log density, (..., N, M), of w (..., N, R) given cores (..., N, d)."""
-        mean, precision = self._moments(core[..., None, :])
-        offset = torch.einsum("nmij,...ni->...nmj", self.axes, w) - mean
-        constant = self.dim * math.log(2 * math.pi)
-        return 0.5 * (precision.log() - precision * offset.square()).sum(-1) - 0.5 * constant
-
-    def _moments(self, core: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and precision along the axes."""
-        size = self.log_size(core[..., -1:]).exp()
-        precision = 1 + size.square() * self.strength
-        away = (self.slope @ (core - self.centre)[..., None])[..., 0]
-        return size / precision * (self.pull - away), precision
-
-
-@dataclass(frozen=True)
 class StudentMixture:
     """N mixtures of M Student-t distributions in d dimensions, some of which may be pinned to 0.
-
-    Scores of further dimensions, whose tails would leave no draw near the mode, follow as normal given these.
 
     Arguments:
         mean: (N, M, d).
         factor: Lower Cholesky factors of the scale matrices, (N, M, d, d); unit diagonal where pinned.
         log_weight: (N, M), rows normalised; -inf for a component that a star does not have.
         free: (N, d), False where pinned.
-        given: The further R dimensions given the d, or None for R = 0.
 
     Example:
         >>> zero, one = torch.zeros(1, 1, 2), torch.eye(2).expand(1, 1, 2, 2)
@@ -131,31 +47,47 @@ class StudentMixture:
     factor: Tensor
     log_weight: Tensor
     free: Tensor
-    given: SizedNormal | None = None
 
     def select(self, rows: NDArray | Tensor) -> StudentMixture:
         """The mixtures of these stars."""
         rows = torch.as_tensor(rows, device=self.mean.device)
-        given = None if self.given is None else self.given.select(rows)
-        return StudentMixture(
-            self.mean[rows], self.factor[rows], self.log_weight[rows], self.free[rows], given
+        return StudentMixture(self.mean[rows], self.factor[rows], self.log_weight[rows], self.free[rows])
+
+    @classmethod
+    def mean_of(cls, mixtures: Sequence[StudentMixture]) -> StudentMixture:
+        """Of several mixtures for the same stars, each as likely."""
+        log_weight = torch.cat([mixture.log_weight for mixture in mixtures], dim=1) - math.log(len(mixtures))
+        mean, factor = (
+            torch.cat([getattr(mixture, name) for mixture in mixtures], dim=1) for name in ("mean", "factor")
         )
+        return cls(mean, factor, log_weight, mixtures[0].free)
 
-    def sample(self, count: int, seed: int) -> Tensor:
-        """Draws, (count, N, d + R). Every star is given the same random numbers, whatever the others are.
+    def sample(self, count: int, seed: int, further: int = 0, *, independent: bool = False) -> Tensor:
+        """Draws, (count, N, d), and standard normal numbers beside them, (count, N, d + further).
 
-        The numbers are a scrambled Sobol sequence: averages over draws come out closer to the truth than with
-        independent ones, and every component gets its share.
+        Every star is given the same random numbers, whatever the others are.
+
+        The numbers are a scrambled Sobol sequence, unless they have to be independent: averages over draws
+        come out closer to the truth, and every component gets its share.
+
+        Arguments:
+            count: Of draws.
+            seed: Of the random numbers.
+            further: Columns of standard normal numbers, from the same sequence.
+            independent: Whether draws are independent of each other.
 
         References:
             | Owen 1998, Scrambling Sobol' and Niederreiter-Xing points, J. Complexity 14, 466
         """
         stars, dim = self.free.shape
-        further = 0 if self.given is None else self.given.dim
         from scipy.stats import chi2, qmc  # half a second, which `map` need not wait for
 
-        sequence = qmc.Sobol(2 + max(dim, RESERVED) + further, seed=seed)
-        uniform = sequence.random_base2(max(1, count - 1).bit_length())[:count]
+        columns = 2 + max(dim, RESERVED) + further
+        if independent:
+            uniform = np.random.default_rng(seed).random((count, columns))
+        else:
+            sequence = qmc.Sobol(columns, seed=seed)
+            uniform = sequence.random_base2(max(1, count - 1).bit_length())[:count]
         uniform = uniform.clip(1e-12, 1 - 1e-12)
         like = {"dtype": self.mean.dtype, "device": self.mean.device}
         level = torch.as_tensor(uniform[:, 0]).to(**like)
@@ -170,18 +102,12 @@ class StudentMixture:
         own = (self.free.cumsum(-1) - 1).clamp_min(0)  # the k-th number is that of the k-th free dimension
         offset = torch.where(self.free, stretch[:, None, None] * normal[:, own], 0.0)
         core = self.mean[star, chosen] + (self.factor[star, chosen] @ offset[..., None])[..., 0]
-        if self.given is None:
-            return core
         rest = torch.as_tensor(ndtri(uniform[:, 2 + max(dim, RESERVED) :])).to(**like)
-        return torch.cat([core, self.given.transform(core, chosen, rest)], dim=-1)
+        return torch.cat([core, rest[:, None].expand(-1, stars, -1)], dim=-1)
 
     def log_prob(self, theta: Tensor) -> Tensor:
-        """Log density, (..., N), of thetas (..., N, d + R)."""
-        core, rest = theta.tensor_split((self.free.shape[-1],), dim=-1)
-        by_component = self._component_log_prob(core) + self.log_weight
-        if self.given is not None:
-            by_component = by_component + self.given.log_prob(core, rest)
-        return by_component.logsumexp(-1)
+        """Log density, (..., N), of thetas (..., N, d)."""
+        return (self._component_log_prob(theta) + self.log_weight).logsumexp(-1)
 
     def adapted(self, theta: Tensor, weight: Tensor) -> StudentMixture:
         """Fitted to weighted draws: components take over their share of the moments, and one is added.
@@ -195,15 +121,14 @@ class StudentMixture:
             | Raftery & Bao 2010, Incremental mixture importance sampling, Biometrics 66, 1162
 
         Arguments:
-            theta: Draws, (S, N, d + R); what the further dimensions are given these stays as it is.
+            theta: Draws, (S, N, d).
             weight: Their normalised weights, (S, N).
         """
-        theta = theta[..., : self.free.shape[-1]]
-        dim = theta.shape[-1]
+        dim = self.free.sum(-1)  # what is pinned, since other stars have more exposures, changes nothing
         share = (self._component_log_prob(theta) + self.log_weight).softmax(-1) * weight[..., None]
         mass = share.sum(0)
         count = mass.square() / share.square().sum(0).clamp_min(1e-30)
-        trust = torch.where(mass > 0, count / (count + 4 * dim), 0.0)
+        trust = torch.where(mass > 0, count / (count + 4 * dim[:, None]), 0.0)
         mean, scatter = _moments(theta[:, :, None], share)
         mean = torch.lerp(self.mean, mean, trust[..., None])
         old = self.factor @ self.factor.mT
@@ -216,7 +141,8 @@ class StudentMixture:
         metric = self._factor(whole, old[:, 0])
         away = torch.linalg.solve_triangular(metric, (theta - peak).permute(1, 2, 0), upper=False)
         away = away.square().sum(1).T
-        near = away <= away.kthvalue(min(len(theta), max(4 * dim, len(theta) // 10)), dim=0).values
+        nearest = (4 * dim).clamp(min=len(theta) // 10, max=len(theta))
+        near = away <= away.sort(dim=0).values.gather(0, nearest[None] - 1)
         local = torch.where(near, weight + 1 / len(theta), 0.0)
         _, around = _moments(theta, local)
 
@@ -228,7 +154,6 @@ class StudentMixture:
             factor,
             (weights / weights.sum(-1, keepdim=True)).log(),
             self.free,
-            None if self.given is None else self.given.repeated(),
         )
 
     def _component_log_prob(self, theta: Tensor) -> Tensor:

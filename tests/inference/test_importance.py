@@ -13,7 +13,7 @@ import torch
 from bayesspec.batch import ObservationBatch
 from bayesspec.distributions import NoiseFlow
 from bayesspec.inference.convergence import pareto_smooth
-from bayesspec.inference.importance import importance_draws, laplace_mixture
+from bayesspec.inference.importance import effective, importance_draws, laplace_mixture, thin
 from bayesspec.inference.newton import find_modes
 from bayesspec.inference.quadrature import quadrature
 from bayesspec.inference.target import Target
@@ -184,6 +184,46 @@ def test_adaptation_mends_a_bad_proposal(narrow):
     assert k < 0.7
     reference = np.exp(2 * weigh(target, good, 9)[1]).sum()
     assert np.exp(2 * log_weight).sum() < 2 * reference
+
+
+def test_rounds_are_weighed_together(toy_stellar, toy_stellar_batch, monkeypatch):
+    """A star whose draws are effectively few is refined; evidence and means stay, effective draws grow."""
+    import bayesspec.inference.importance as module
+
+    monkeypatch.setattr(module, "ENOUGH", 0.0)
+    once = importance_draws(toy_stellar, toy_stellar_batch, draws=512, starts=3, rounds=3)
+    monkeypatch.setattr(module, "ENOUGH", 2.0)
+    several = importance_draws(toy_stellar, toy_stellar_batch, draws=512, starts=3, rounds=3)
+    assert several.log_density.shape == once.log_density.shape
+    assert several.diagnostics["ess_bulk"].sum() > 1.1 * once.diagnostics["ess_bulk"].sum()
+    error = 1 / np.sqrt(once.diagnostics["ess_bulk"])
+    assert (np.abs(several.log_evidence - once.log_evidence) < 4 * error).all()
+    for n in range(len(once)):
+        weights = [np.exp(draws.log_weight[n, 0]) for draws in (once, several)]
+        means = [weight @ draws.z[n, 0] for weight, draws in zip(weights, (once, several), strict=True)]
+        std = np.sqrt(weights[0] @ (once.z[n, 0] - means[0]) ** 2)
+        assert (np.abs(means[0] - means[1]) < 5 * error[n] * std).all()
+
+
+def test_thinning_keeps_the_heavy_and_the_mean():
+    """Draws heavier than the level keep their share; means over many thinnings are those of all draws."""
+    rng = np.random.default_rng(3)
+    log_weight = rng.standard_normal(400) * 1.5
+    log_weight -= np.logaddexp.reduce(log_weight)
+    value = rng.standard_normal(400) + np.arange(400) / 200
+    whole, means = np.exp(log_weight) @ value, []
+    for seed in range(300):
+        rows, kept = thin(log_weight, 100, seed)
+        assert len(np.unique(rows)) == 100
+        assert np.exp(kept).sum() == pytest.approx(1)
+        heavy = log_weight[rows] > kept.min() + 0.01
+        np.testing.assert_allclose(kept[heavy], log_weight[rows][heavy], atol=0.02)
+        assert effective(kept) <= effective(log_weight) * 1.02
+        means.append(np.exp(kept) @ value[rows])
+    assert np.mean(means) == pytest.approx(whole, abs=4 * np.std(means) / np.sqrt(300) + 5e-3)
+    rows, kept = thin(log_weight, 400, 0)
+    np.testing.assert_array_equal(rows, np.arange(400))
+    np.testing.assert_array_equal(kept, log_weight)
 
 
 def test_runs_on_a_device_without_a_cpu_tensor_in_the_way(toy_model, toy_batch, only_meta):
