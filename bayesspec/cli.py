@@ -219,6 +219,25 @@ def status(
 
 
 @app.command()
+def report(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a run.")],
+    page: Annotated[Path | None, typer.Option("--page", help="Instead of OUT/report.html.")] = None,
+    spectra: Annotated[int, typer.Option(min=0, help="How many spectra the page holds.")] = 300,
+    sample: Annotated[int, typer.Option(min=0, help="Stars besides those with warnings.")] = 1000,
+    seed: Seed = 0,
+) -> None:
+    """Make one HTML page of a run of denoise, to look at without a server.
+
+    Counts, distributions, what failed, and a table of stars: all that have a warning, and a sample.
+
+    [bold]Example[/bold]: bayesspec report out/
+    """
+    from .survey.report import write_report
+
+    typer.echo(write_report(out, page, spectra=spectra, sample=sample, seed=seed))
+
+
+@app.command()
 def demo(
     out: Out = Path("bayesspec-demo"),
     model: Annotated[str, typer.Option(help="A shipped model, or the folder of a bundle.")] = "stellar",

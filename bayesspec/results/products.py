@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.table import MaskedColumn, Table
+from astropy.table import MaskedColumn, Row, Table
 
 from bayesspec.exceptions import BayesspecError
 from bayesspec.io.source import stem
@@ -158,9 +158,7 @@ class ProductWriter:
             raise BayesspecError(f"{path}: the summary of other inputs")
         for position, row in enumerate(table):
             if row["status"] != NOT_REACHED:
-                own = {key: row[key] for key in table.colnames if not np.ma.is_masked(row[key])}
-                del own["name"]
-                self._rows[position] = {key: str(v) if isinstance(v, str) else v for key, v in own.items()}
+                self._rows[position] = _known(row)
         return [position for position, row in enumerate(self._rows) if row is None]
 
     def fail(self, position: int, reason: str) -> None:
@@ -248,6 +246,7 @@ def star_row(star: Star) -> dict[str, Any]:
         "status": "ok",
         "reason": "",
         **{name: value for name, value in star.row.items() if name != "name"},
+        "snr": star.snr,
         "warnings": printable(star.row["warnings"]),
         **{f"p_{name}": float(p) for name, p in probabilities},
         **{f"z{k}": float(z) for k, z in enumerate(star.z, start=1)},
@@ -270,6 +269,19 @@ def written(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _known(row: Row) -> dict[str, Any]:
+    """What a row of a summary says. ECSV takes an empty text for a missing one; a star has all its texts."""
+    if row["status"] != "ok":
+        return {key: str(row[key]) for key in ("status", "reason")}
+    known = {}
+    for key, column in row.columns.items():
+        if column.dtype.kind == "U":
+            known[key] = "" if np.ma.is_masked(row[key]) else str(row[key])
+        elif not np.ma.is_masked(row[key]):
+            known[key] = row[key]
+    return {key: value for key, value in known.items() if key != "name"}
 
 
 def _made_nothing(summary: Path) -> bool:

@@ -61,3 +61,11 @@ class Star:
     method: str
     model_name: str
     model_version: str
+
+    @property
+    def snr(self) -> float:
+        """Median flux / sigma of the observed pixels of the grid; 0 where no sigma is known."""
+        known = ~self.observed.mask & (self.observed.ivar > 0)
+        if not known.any():
+            return 0.0
+        return float(np.median(self.observed.flux[known] * np.sqrt(self.observed.ivar[known])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
@@ -20,6 +21,12 @@ __all__ = ["Cluster", "Here", "Pool", "Processes", "WorkerDied", "cores"]
 
 AHEAD = 2
 """Pieces that a worker of a cluster holds: one in work, one that waits, so that it never does."""
+
+ANSWER = 30.0
+"""Seconds that a scheduler has to answer the first time."""
+
+COUNT_EVERY = 2.0
+"""Seconds between two looks at how many workers there are."""
 
 GONE = 120.0
 """Seconds without its scheduler after which a cluster is given up."""
@@ -182,16 +189,20 @@ class Cluster:
         self.address, self._seen = address, time.monotonic()
         where = {"scheduler_file": address} if os.path.isfile(address) else {"address": address}
         try:
-            self._client = Client(**where, timeout=30, set_as_default=False)
+            self._client = Client(**where, timeout=ANSWER, set_as_default=False)
         except (OSError, TimeoutError, ValueError) as error:
             raise BayesspecError(f"no scheduler answers at {address} ({error})") from error
         self._executor = self._client.get_executor(pure=False, retries=0)
+        self._threads, self._counted = 0, -math.inf
 
     @property
     def capacity(self) -> int:
         """As many as its workers hold, and they may come and go."""
-        threads = self._client.scheduler_info(n_workers=-1)["workers"].values()
-        return max(1, AHEAD * sum(worker["nthreads"] for worker in threads))
+        if time.monotonic() - self._counted > COUNT_EVERY:
+            with contextlib.suppress(OSError, TimeoutError):  # `check` knows how long that may last
+                self._threads = sum(self._client.nthreads().values())
+                self._counted = time.monotonic()
+        return max(1, AHEAD * self._threads)
 
     def submit(self, task: Task) -> Future:
         """Hand a task over."""

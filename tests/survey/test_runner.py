@@ -105,13 +105,14 @@ def test_processes_and_shares_end_in_the_same_bytes(table, whole, options, tmp_p
 
 
 def test_a_file_a_star_goes_on_too(table, small_bundle, tmp_path, fingerprint):
-    run = {"model": small_bundle, "batch_size": 4}
-    assert len(list(denoise_survey(table, tmp_path / "whole", **run))) == COUNT
-    survey = denoise_survey(table, tmp_path / "out", **run)
+    run, given = {"model": small_bundle, "batch_size": 4}, [tmp_path / "missing", table]
+    assert len(list(denoise_survey(given, tmp_path / "whole", **run))) == COUNT + 1
+    survey = denoise_survey(given, tmp_path / "out", **run)
     next(iter(survey))
     survey.close()
-    assert status(tmp_path / "out")["done"] == 4
-    assert len(list(denoise_survey(table, tmp_path / "out", workers=2, **run))) == COUNT - 4
+    found = status(tmp_path / "out")
+    assert (found["done"], found["failed"]) == (4, 1)
+    assert len(list(denoise_survey(given, tmp_path / "out", workers=2, **run))) == COUNT - 3
     assert fingerprint(tmp_path / "out") == fingerprint(tmp_path / "whole")
     assert status(tmp_path / "out")["state"] == "complete"
 
