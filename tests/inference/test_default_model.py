@@ -54,7 +54,7 @@ def test_arms_that_do_not_join_are_told_and_cost_little(model, observed, red):
         res[factor] = bayesspec.denoise(star(model, flux, sigma), model=model)
     assert not any("join" in note for note in res[1.0].warnings[0])
     assert any("join" in note for note in res[red].warnings[0])
-    step = res[red].passage[0, model.passage.names.index("arms")]
+    step = res[red].passage[0, model.passage.names.index("arm_step")]
     assert np.exp(step) == pytest.approx(red, rel=0.03)
     stepped = np.where(model.grid.wavelength > BORDER, red, 1.0) * truth
     losses = {f: np.mean((res[f].flux[0] - y) ** 2) for f, y in ((1.0, truth), (red, stepped))}
