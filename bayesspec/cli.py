@@ -474,6 +474,30 @@ def _share(text: str | None) -> tuple[int, int] | None:
     return int(k), int(n)
 
 
+@bench.command()
+def survey(
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Table of all runs (ECSV), to which rows are added.")
+    ],
+    model: Annotated[str, typer.Option(help="A shipped model, or the folder of a bundle.")] = "kang2021",
+    method: Annotated[list[str], typer.Option(help="Repeatable.")] = ["map"],  # noqa: B006
+    spectra: Annotated[list[int], typer.Option(min=1, help="How many. Repeatable.")] = [64, 512],  # noqa: B006
+    workers: Annotated[list[int], typer.Option(min=1, help="Repeatable.")] = [1, 2],  # noqa: B006
+    dask: Annotated[bool, typer.Option("--dask", help="By a local Dask cluster, too.")] = False,
+    names: Annotated[int, typer.Option(min=0, help="How fast a run of so many files begins, instead.")] = 0,
+) -> None:
+    """What runs of denoise over simulated spectra cost: time and memory, by number, workers and method.
+
+    [bold]Example[/bold]: bayesspec bench survey -o survey.ecsv --spectra 2000 --spectra 100000
+    """
+    from .benchmark.survey import bench_start, bench_survey
+    from .terminal import print_table
+
+    options = {"methods": method, "counts": spectra, "workers": workers, "scheduler": dask}
+    table = bench_start(out, names=names, model=model) if names else bench_survey(out, model=model, **options)
+    print_table(table.colnames, [list(row) for row in table])
+
+
 def _load(model: str, device: str) -> StellarModel:
     from .bundle import load_model
 

@@ -158,6 +158,65 @@ def _changed_stars(app):
         page.write_text(text)
 
 
+SURVEYS = {"LAMOST DR10, low resolution": 11.4e6, "DESI DR1, stars": 4e6}
+"""Spectra of surveys, of whose cost the page on surveys gives an idea."""
+
+CORES = 64
+
+
+def _survey(app):
+    """What surveys cost: measured runs, and what follows for large ones."""
+    source = Path(app.srcdir)
+    runs = Table.read(source / "results" / "survey.ecsv")
+    start = [run for run in runs if run["by"] == "start-up"]
+    work = [run for run in runs if run["by"] != "start-up"]
+    lines = [
+        f"Processor time counts all processes, with their start; peak memory is that of the largest. The "
+        f"machine had {runs['cores'][0]} cores and other work to do (load {min(runs['load']):.0f} to "
+        f"{max(runs['load']):.0f}), so its wall clock says little. Spectra are simulated; "
+        "toy128 is a model of 128 pixels with random weights, which shows what the runner itself costs.",
+        "",
+    ]
+    if work:
+        lines += [
+            "| model | method | spectra | workers | by | wall clock, s | processor, s | spectra a core-s "
+            "| peak memory, MiB |",
+            "|---|---|---:|---:|---|---:|---:|---:|---:|",
+        ]
+    for run in work:
+        facts = [str(run[name]) for name in ("model", "method", "spectra", "workers", "by")]
+        rate = run["spectra"] / run["processor"]
+        numbers = [f"{run['seconds']:.0f}", f"{run['processor']:.0f}", f"{rate:.1f}", str(run["peak_memory"])]
+        lines.append(f"| {' | '.join(facts + numbers)} |")
+    lines += [
+        "",
+        "| a list of files | files | processor, s | wall clock, s |",
+        "|---|---:|---:|---:|",
+        *(
+            f"| until the run can {run['method']} | {run['spectra']} | {run['processor']:.1f} | "
+            f"{run['seconds']:.0f} |"
+            for run in start
+        ),
+    ]
+    best: dict[str, float] = {}
+    for run in work:
+        if run["model"] in ("kang2021", "stellar"):
+            key = f"{run['model']}, {run['method']}"
+            best[key] = max(best.get(key, 0.0), run["spectra"] / run["processor"])
+    if best:
+        head = f"| on {CORES} such cores, all of them busy | {' | '.join(SURVEYS)} |"
+        lines += ["", head, "|---|" + "---:|" * len(SURVEYS)]
+    for name, rate in best.items():
+        days = (f"{count / rate / CORES / 86400:.2g} days" for count in SURVEYS.values())
+        lines.append(f"| {name} | {' | '.join(days)} |")
+    lines += ["", "| killed with -9 | kills | runs that ended with other bytes |", "|---|---:|---:|"]
+    for row in Table.read(source / "results" / "survey-kills.ecsv"):
+        lines.append(f"| {row['what']} | {row['kills']} | {row['other_bytes']} |")
+    page, text = source / "_generated" / "survey.md", "\n".join(lines) + "\n"
+    if not page.exists() or page.read_text() != text:
+        page.write_text(text)
+
+
 RESULTS = {
     "plain": "Complete spectra",
     "interval": "An interval of 100 to 1000 pixels removed",
@@ -178,4 +237,5 @@ def setup(app):
     app.connect("builder-inited", _cards)
     app.connect("builder-inited", _results)
     app.connect("builder-inited", _changed_stars)
+    app.connect("builder-inited", _survey)
     app.connect("autodoc-process-docstring", _escape_absolute_values)

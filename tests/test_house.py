@@ -26,7 +26,11 @@ FLOORS = (
 """From the ground up. A module stands where the longest of these names that is the beginning of its own says,
 and imports what is on its own floor or below it."""
 
-WINGS = {"bayesspec.training": ("bayesspec.benchmark",), "bayesspec.benchmark": (), "bayesspec.demo": ()}
+WINGS = {
+    "bayesspec.training": ("bayesspec.benchmark",),
+    "bayesspec.benchmark": (),
+    "bayesspec.demo": ("bayesspec.benchmark",),
+}
 """What stands beside the others, and who but the command line imports it."""
 
 TOP = "bayesspec.cli"
