@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,18 +13,20 @@ import pyro
 import torch
 from numpy.typing import NDArray
 from pyro import poutine
-from pyro.infer import NUTS, config_enumerate
+from pyro.infer import config_enumerate
 from torch import Tensor
 
 from bayesspec.batch import ObservationBatch
 from bayesspec.model import StellarModel
 from bayesspec.runtime import progress_bar
 
+from .chains import Question, Settings, run_chain
 from .convergence import chain_diagnostics
 from .draws import Draws
-from .importance import log_volume
+from .importance import Pool, log_volume
+from .jumps import Jumps
 from .lockstep import run_together
-from .newton import find_modes
+from .newton import Modes, find_modes
 from .scan import LatentScan
 from .target import Target
 
@@ -32,8 +35,11 @@ __all__ = ["enumerated_log_density", "nuts_draws"]
 WORTH = 0.01
 """Share of the posterior mass, by Laplace's approximation, from which on a mode has a chain of its own."""
 
-SPREAD = 1.5
-"""Starts are normal about the modes, this many times as wide as Laplace's approximation."""
+ROUNDS, JUMP_DRAWS = 3, 1024
+"""Of the importance sampling that finds where chains jump to."""
+
+JUMPS = 2
+"""Jumps that a chain tries before each trajectory, where latents are many."""
 
 _CPU_PIXELS, _PIXELS = 2**19, 2**24
 """Pixels of all chains in one pass."""
@@ -43,8 +49,6 @@ FEW = 10
 
 DRAWS, MORE_DRAWS = 600, 900
 """Draws of a chain with few latents, and with more, where the log density of draws changes more slowly."""
-
-_STATS = ("energy", "lp", "step_size", "tree_depth", "n_steps", "acceptance_rate", "diverging")
 
 
 def nuts_draws(
@@ -67,8 +71,10 @@ def nuts_draws(
     The kernel is Pyro's. It moves in the coordinates u of :math:`\theta = \theta_m + L u`, where
     :math:`\theta_m` is the mode that the chain starts from and :math:`L L^T` Laplace's covariance there, so
     that its mass matrix is right from the first step. With few latents it adapts to what Laplace misses; in
-    more, the draws of a warm-up say less of a covariance than Laplace does, and it stays. Every mode with
-    a share of the mass worth having gets a chain before any gets a second one. Chains that do not agree show
+    more, the draws of a warm-up say less of a covariance than Laplace does, and it stays; but then chains
+    begin at draws of importance sampling, and before each trajectory they may jump to where it found the
+    posterior to be (`Jumps`). Every mode with a share of the mass worth having gets a chain before any gets a
+    second one. Chains that do not agree show
     in R-hat; a mode that no start leads to does not.
 
     All chains of all stars run in step in one process, and their densities are evaluated together, on the
@@ -86,7 +92,7 @@ def nuts_draws(
         draws: Draws of each chain after these; None: 600, and 900 with more than 10 latents.
         target_accept: Mean acceptance probability that the step size is adapted to.
         max_tree_depth: A trajectory has less than 2 ** max_tree_depth steps.
-        budget: Densities with gradients that a chain may ask for. One that has spent them goes on by single
+        budget: Steps that the trajectories of a chain may take. One that has spent them goes on by single
             steps, which are right but slow to mix; `budget_spent` says so.
         starts: Classes whose best training latents are followed to a mode.
         seed: Of everything random.
@@ -112,7 +118,7 @@ def nuts_draws(
     draws = (DRAWS if few else MORE_DRAWS) if draws is None else draws
     pixels = batch.flux[0].numel() * chains
     per = max(1, (_CPU_PIXELS if batch.flux.device.type == "cpu" else _PIXELS) // pixels)
-    settings = _Settings(warmup, draws, target_accept, max_tree_depth, budget, few)
+    settings = Settings(warmup, draws, target_accept, max_tree_depth, budget, few, 0 if few else JUMPS)
     parts = []
     with progress_bar("NUTS", len(batch) * chains * (warmup + draws), enabled=progress) as report:
         for first in range(0, len(batch), per):
@@ -150,15 +156,6 @@ def enumerated_log_density(model: StellarModel, batch: ObservationBatch, theta: 
     return total
 
 
-class _Settings(NamedTuple):
-    warmup: int
-    draws: int
-    target_accept: float
-    max_tree_depth: int
-    budget: int
-    adapt_mass: bool
-
-
 @dataclass
 class _Counter:
     """Counts the draws of all chains for the bar."""
@@ -171,15 +168,6 @@ class _Counter:
         self.report(self.done, accept)
 
 
-@dataclass
-class _Chain:
-    """What one chain leaves behind: positions in u, (warmup + draws, d), and statistics of every draw."""
-
-    u: list[NDArray] = field(default_factory=list)
-    stats: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in _STATS})
-    spent: bool = False
-
-
 class _Starts(NamedTuple):
     """Of R = N * chains rows."""
 
@@ -187,6 +175,21 @@ class _Starts(NamedTuple):
     """(R, d): the mode."""
     factor: Tensor
     """(R, d, d): lower Cholesky factor of Laplace's covariance, zero where a scale is not free."""
+
+    def select(self, rows: list[int]) -> _Starts:
+        """Those of these rows."""
+        return _Starts(self.centre[rows], self.factor[rows])
+
+    def theta(self, u: Tensor) -> Tensor:
+        """Points, (R, d), in the coordinates of the density."""
+        return self.centre + (self.factor @ u[..., None])[..., 0]
+
+    def white(self, theta: Tensor) -> Tensor:
+        """The inverse, (R, d), in double precision on the host; 0 where a scale is not free."""
+        offset, factor = (part.cpu().double() for part in (theta - self.centre, self.factor))
+        pinned = (factor.diagonal(dim1=-2, dim2=-1) == 0).double()
+        factor = factor + torch.diag_embed(pinned)
+        return torch.linalg.solve_triangular(factor, offset[..., None], upper=False)[..., 0] * (1 - pinned)
 
 
 def _sample(
@@ -196,35 +199,60 @@ def _sample(
     chains: int,
     starts: int,
     seed: int,
-    settings: _Settings,
+    settings: Settings,
     count: _Counter,
 ) -> dict[str, NDArray]:
     """All chains of some stars: theta (N, chains, warmup + draws, d) and the statistics."""
-    frame = _starts(model, batch, scan, chains, starts)
+    modes = find_modes(model, batch, starts=starts, scan=scan)
+    frame = _starts(model, batch, modes, chains)
     star = np.repeat(np.arange(len(batch)), chains)
     free = Target(model, batch).free.cpu().numpy()[star]
     seeds = [_seed(batch, n, chain, seed) for n in range(len(batch)) for chain in range(chains)]
     rows, chosen = [], batch.select(star)
+    jumps = begin = None
+    if settings.jumps:
+        jumps = _prepared(Target(model, batch), modes, star, seeds, settings, seed)
+        begin = frame.white(jumps.begin(seed))
+
+    def answer(waiting: list[int], questions: list[Question]) -> list[tuple[Tensor, Tensor]]:
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        for reply, kind in ((density, False), (elsewhere, True)):
+            asking = [k for k, question in enumerate(questions) if (question.number is not None) == kind]
+            if asking:
+                who = [waiting[k] for k in asking]
+                found |= zip(who, reply(who, [questions[k] for k in asking]), strict=True)
+        return [found[row] for row in waiting]
+
+    def placed(who: list[int], questions: list[Question]) -> Tensor:
+        u = torch.zeros(len(who), free.shape[-1], dtype=torch.float64)
+        for position, row in enumerate(who):
+            u[position, free[row]] = questions[position].u
+        return u.to(frame.centre)
+
+    @torch.no_grad()
+    def elsewhere(who: list[int], questions: list[Question]) -> list[tuple[Tensor, Tensor]]:
+        own = frame.select(who)
+        number = [question.number for question in questions]
+        theta, log_ratio = jumps(who, number, own.theta(placed(who, questions)))
+        u = own.white(theta)
+        return [(u[k, free[row]], log_ratio[k].double().cpu()) for k, row in enumerate(who)]
 
     @torch.enable_grad()
-    def answer(waiting: list[int], questions: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def density(waiting: list[int], questions: list[Question]) -> list[tuple[Tensor, Tensor]]:
         nonlocal rows, chosen
         if waiting != rows:  # a chain has ended
             rows, chosen = waiting, batch.select(star[waiting])
-        centre, factor = frame.centre[rows], frame.factor[rows]
-        u = torch.zeros(centre.shape, dtype=torch.float64)
-        for position, row in enumerate(rows):
-            u[position, free[row]] = questions[position]
-        u = u.to(centre).requires_grad_()
-        theta = centre + (factor @ u[..., None])[..., 0]
-        value = enumerated_log_density(model, chosen, theta)
+        u = placed(rows, questions).requires_grad_()
+        value = enumerated_log_density(model, chosen, frame.select(rows).theta(u))
         (gradient,) = torch.autograd.grad(value.sum(), u)
         value, gradient = value.detach().cpu().double(), gradient.cpu().double()
         return [(value[k], gradient[k, free[row]]) for k, row in enumerate(rows)]
 
     tasks = [
-        lambda ask, size=int(free[row].sum()): _run_chain(ask, size, settings, count)
-        for row in range(len(star))
+        functools.partial(
+            run_chain, int(own.sum()), settings, count, None if begin is None else begin[row, own]
+        )
+        for row, own in enumerate(free)
     ]
     # Validation is off for all chains and the model alike: what is far out may overflow, and is rejected.
     with pyro.validation_enabled(False):
@@ -235,7 +263,7 @@ def _sample(
         u[row][:, free[row]] = np.stack(chain.u)
     centre, factor = (part.cpu().double().numpy() for part in frame)
     theta = centre[:, None] + np.einsum("rij,rtj->rti", factor, u)
-    stats = {name: np.array([chain.stats[name] for chain in found]) for name in _STATS}
+    stats = {name: np.array([chain.stats[name] for chain in found]) for name in found[0].stats}
     stats["spent"] = np.array([chain.spent for chain in found])
     shape = len(batch), chains
     return {
@@ -243,11 +271,19 @@ def _sample(
     }
 
 
-def _starts(
-    model: StellarModel, batch: ObservationBatch, scan: LatentScan, chains: int, starts: int
-) -> _Starts:
+def _prepared(
+    target: Target, modes: Modes, star: NDArray, seeds: list[int], settings: Settings, seed: int
+) -> Jumps:
+    """Proposals of jumps, from a few rounds of importance sampling."""
+    pool = Pool.of(target, modes)
+    for number in range(ROUNDS):
+        pool.draw(JUMP_DRAWS, seed + number)
+        pool.adapt()
+    return Jumps(pool, star, seeds, settings.jumps * (settings.warmup + settings.draws))
+
+
+def _starts(model: StellarModel, batch: ObservationBatch, modes: Modes, chains: int) -> _Starts:
     """A mode for every chain of every star, those of most mass first, with Laplace's covariance there."""
-    modes = find_modes(model, batch, starts=starts, scan=scan)
     n, s = modes.log_density.shape
     flat = modes.theta.flatten(0, 1)
     target = Target(model, batch.select(np.repeat(np.arange(n), s)))
@@ -280,81 +316,6 @@ def _seed(batch: ObservationBatch, star: int, chain: int, seed: int) -> int:
     flux = batch.flux[star][~batch.mask[star]].cpu().numpy()
     words = np.random.SeedSequence([seed, zlib.crc32(flux.tobytes()), chain]).generate_state(2)
     return int(words[0]) << 31 | int(words[1] >> 1)
-
-
-def _run_chain(ask: Any, size: int, settings: _Settings, count: _Counter) -> _Chain:
-    """One chain of Pyro's NUTS in u, (size,), which asks for the density and its gradient."""
-
-    def potential(point: dict[str, Tensor]) -> Tensor:
-        return _Potential.apply(point["u"], *ask(point["u"].detach()))
-
-    kernel = _Kernel(
-        potential_fn=potential,
-        full_mass=settings.adapt_mass,
-        adapt_mass_matrix=settings.adapt_mass,
-        target_accept_prob=settings.target_accept,
-        max_tree_depth=settings.max_tree_depth,
-    )
-    kernel.initial_params = {"u": SPREAD * torch.randn(size, dtype=torch.float64)}
-    kernel.setup(settings.warmup)
-    chain, point = _Chain(), kernel.initial_params
-    for _ in range(settings.warmup + settings.draws):
-        if not chain.spent and sum(chain.stats["n_steps"]) >= settings.budget:
-            chain.spent, kernel._max_tree_depth = True, 1
-        step_size = kernel.step_size
-        point = kernel.sample(point)
-        chain.u.append(point["u"].detach().numpy().copy())
-        for name, value in {**kernel.last, "step_size": step_size}.items():
-            chain.stats[name].append(value)
-        count(kernel.last["acceptance_rate"])
-    return chain
-
-
-class _Potential(torch.autograd.Function):
-    """A number whose gradient is known: what Pyro's integrator differentiates."""
-
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, log_density: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return -log_density
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return -grad * gradient, None, None
-
-
-class _Kernel(NUTS):
-    """Pyro's NUTS, which keeps what it knows of the last draw: Pyro itself counts divergences, no more."""
-
-    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
-        self.leaves: list[Any] = []
-        self.start_energy = math.nan
-        point = super().sample(params)
-
-        # The draw is one of the trajectory's points, or the one it began from.
-        z, potential, _ = self._fetch_from_cache()
-        energy = self.start_energy
-        for leaf in self.leaves:
-            if leaf.z_proposal is z:
-                energy = self.start_energy - float(leaf.weight)
-        self.last = {
-            "energy": energy,
-            "lp": -float(potential),
-            "tree_depth": (len(self.leaves) + 1).bit_length() - 1,
-            "n_steps": len(self.leaves),
-            "acceptance_rate": float(np.mean([float(leaf.sum_accept_probs) for leaf in self.leaves])),
-            "diverging": any(bool(leaf.diverging) for leaf in self.leaves),
-        }
-        return point
-
-    def _build_basetree(
-        self, z: Any, r: Any, z_grads: Any, log_slice: Tensor, direction: int, energy_current: Tensor
-    ) -> Any:
-        leaf = super()._build_basetree(z, r, z_grads, log_slice, direction, energy_current)
-        self.start_energy = float(energy_current)
-        self.leaves.append(leaf)
-        return leaf
 
 
 def _join(parts: list[dict[str, NDArray]], target: Target, warmup: int) -> Draws:

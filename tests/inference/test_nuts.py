@@ -12,8 +12,8 @@ import torch
 from pyro.infer.mcmc.util import initialize_model
 
 from bayesspec.inference.lockstep import run_together
+from bayesspec.inference.newton import find_modes
 from bayesspec.inference.nuts import _spread, _starts, enumerated_log_density, nuts_draws
-from bayesspec.inference.scan import LatentScan
 from bayesspec.inference.target import Target
 
 CHAINS, WARMUP, DRAWS = 4, 100, 300
@@ -32,7 +32,7 @@ def toy_draws(toy_model, toy_stars):
 
 def brute_force(model, star, size=51):
     """Weights and nodes of a grid over theta about the mode of one star, wide enough for tails."""
-    frame = _starts(model, star, LatentScan(model), 1, 3)
+    frame = _starts(model, star, find_modes(model, star, starts=3), 1)
     free = Target(model, star).free[0]
     axes = [torch.linspace(-7, 7, size) if f else torch.zeros(1) for f in free]
     u = torch.cartesian_prod(*axes)
@@ -116,7 +116,7 @@ def test_diagnostics_of_every_star(toy_draws):
 
 def test_coarse_steps_diverge_and_are_counted(toy_model, toy_stars, monkeypatch):
     """A trajectory whose energy runs away is a divergence."""
-    monkeypatch.setattr("bayesspec.inference.nuts.SPREAD", 60.0)
+    monkeypatch.setattr("bayesspec.inference.chains.SPREAD", 60.0)
     found = nuts_draws(toy_model, toy_stars.select([0]), chains=2, warmup=0, draws=10)
     assert found.sample_stats["diverging"].any()
     assert found.diagnostics["divergences"][0] == found.sample_stats["diverging"].sum()

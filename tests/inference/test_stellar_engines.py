@@ -298,7 +298,7 @@ def test_arviz_holds_w(toy_stellar, result):
     assert passage.dims == ("chain", "draw", "effect")
     assert tuple(passage["effect"].values) == toy_stellar.passage.names
     np.testing.assert_allclose(passage.std(("chain", "draw")), result.passage_std[1], rtol=0.1)
-    np.testing.assert_array_equal(w["component"], np.arange(toy_stellar.residual_dim))
+    np.testing.assert_array_equal(w["component"], np.arange(toy_stellar.residual.components))
     clean = groups["predictions"]["flux"].values[0] * result.unit_flux[1]
     ratio = clean.std(0) / result.flux_std[1]
     assert np.median(ratio) == pytest.approx(1, abs=0.1)
