@@ -47,8 +47,11 @@ _CPU_PIXELS, _PIXELS = 2**19, 2**24
 FEW = 10
 """Latents up to which the warm-up's draws are enough to adapt a mass matrix, and `DRAWS` draws to look at."""
 
-DRAWS, MORE_DRAWS = 600, 900
+DRAWS, MORE_DRAWS = 600, 1300
 """Draws of a chain with few latents, and with more, where the log density of draws changes more slowly."""
+
+DEPTH, LESS_DEPTH = 10, 3
+"""Depth of a tree with few latents, and with more, where jumps go farther than seven steps or a thousand."""
 
 
 def nuts_draws(
@@ -59,7 +62,7 @@ def nuts_draws(
     warmup: int = 200,
     draws: int | None = None,
     target_accept: float = 0.8,
-    max_tree_depth: int = 10,
+    max_tree_depth: int | None = None,
     budget: int = 20_000,
     starts: int = 10,
     seed: int = 0,
@@ -89,9 +92,10 @@ def nuts_draws(
         batch: N stars.
         chains: Chains for each star.
         warmup: Draws of each chain that adapt step size and mass matrix, and are not part of the posterior.
-        draws: Draws of each chain after these; None: 600, and 900 with more than 10 latents.
+        draws: Draws of each chain after these; None: 600, and 1300 with more than 10 latents.
         target_accept: Mean acceptance probability that the step size is adapted to.
-        max_tree_depth: A trajectory has less than 2 ** max_tree_depth steps.
+        max_tree_depth: A trajectory has less than 2 ** max_tree_depth steps; None: 10, and 3 with more
+            than 10 latents.
         budget: Steps that the trajectories of a chain may take. One that has spent them goes on by single
             steps, which are right but slow to mix; `budget_spent` says so.
         starts: Classes whose best training latents are followed to a mode.
@@ -116,6 +120,8 @@ def nuts_draws(
     scan = LatentScan(model) if scan is None else scan
     few = model.lead_dim + model.residual_dim <= FEW
     draws = (DRAWS if few else MORE_DRAWS) if draws is None else draws
+    if max_tree_depth is None:
+        max_tree_depth = DEPTH if few else LESS_DEPTH
     pixels = batch.flux[0].numel() * chains
     per = max(1, (_CPU_PIXELS if batch.flux.device.type == "cpu" else _PIXELS) // pixels)
     settings = Settings(warmup, draws, target_accept, max_tree_depth, budget, few, 0 if few else JUMPS)
