@@ -34,6 +34,7 @@ class ObservationBatch:
         unit_flux: (N, E), the flux in the star's unit that 1 stands for.
         free_scale: (N, E), True where the scale is to be inferred.
         free_index: (2, F), the positions of the True entries: known on the host, so that no device is asked.
+        noise_known: (N,), True where the pipeline states the noise of all exposures.
         names: N names.
 
     Example:
@@ -50,6 +51,7 @@ class ObservationBatch:
     unit_flux: torch.Tensor
     free_scale: torch.Tensor
     free_index: torch.Tensor
+    noise_known: torch.Tensor
     names: tuple[str, ...] = field(default=())
 
     @classmethod
@@ -116,6 +118,7 @@ class ObservationBatch:
             return torch.as_tensor(np.ascontiguousarray(array), device=device, dtype=dtype or torch.float32)
 
         observed = ~np.asarray(mask, dtype=bool)
+        known = (~observed | (np.asarray(ivar) > 0)).all((-2, -1))
         free = np.asarray(free_scale, dtype=bool) & observed.any(-1)
         return cls(
             tensor(np.where(observed, flux, 0.0)),
@@ -124,6 +127,7 @@ class ObservationBatch:
             tensor(unit_flux),
             torch.as_tensor(free, device=device),
             torch.as_tensor(np.stack(np.nonzero(free)), device=device),
+            torch.as_tensor(known, device=device),
             tuple(names) or tuple(f"star {n}" for n in range(len(observed))),
         )
 

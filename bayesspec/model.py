@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from .batch import ObservationBatch
-from .distributions import LatentPrior, NoiseFlow, RobustNoiseFlow
+from .distributions import LatentPrior, NoiseFlow, RobustNoiseFlow, SharedDiscrepancy
 from .exceptions import BayesspecError
 from .grid import WavelengthGrid
-from .nn import Encoder, Generator, NoiseNetwork, Passage, ResidualTerm, RobustNoiseNetwork
+from .nn import WIDTHS, Encoder, Generator, NoiseNetwork, Passage, ResidualTerm, RobustNoiseNetwork
 from .noise_level import fill_ivar
 from .observation import Observation
 
@@ -23,6 +24,33 @@ __all__ = ["StellarModel"]
 
 SCALE_WIDTH = 1.0
 """Prior standard deviation of the log scale of an exposure, in the batch's units."""
+
+
+STATED, UNSTATED = 0.15, 1.0
+"""Prior standard deviation of the log of the noise level: where the pipeline states it, and where not."""
+
+
+class CleanSpectrum(NamedTuple):
+    """Clean spectra given the data and the latents: s, and of e its conditional distribution."""
+
+    s: Tensor
+    """Without e, (..., D)."""
+    e: Any
+    """What has a `mean`, a `variance` and draws, `sample()`, each (..., D); None of a model without e."""
+
+    @property
+    def mean(self) -> Tensor:
+        """(..., D)."""
+        return self.s if self.e is None else self.s + self.e.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """(..., D); 0 of a model without e."""
+        return torch.zeros_like(self.s) if self.e is None else self.e.variance.expand(self.s.shape)
+
+    def sample(self) -> Tensor:
+        """One draw of each, (..., D)."""
+        return self.s if self.e is None else self.s + self.e.sample()
 
 
 class StellarModel(nn.Module):
@@ -42,10 +70,12 @@ class StellarModel(nn.Module):
     inverse variance,
 
     .. math::
-        h, w &\sim \mathcal{N}(0, 1), \quad e_d \sim \mathcal{N}(0, e^{2 \varsigma h} \tau_d(z)^2) \\
-        s &= G(z) + B\,(m(z) + e^{\varsigma h} \Lambda(z)\,w) + e
+        h, w &\sim \mathcal{N}(0, 1), \quad
+        e_d \sim \textstyle\sum_k \lambda_{kd}(z)\, \mathcal{N}(0, \omega_k^2 S_d(h)^2 \tau_d(z)^2) \\
+        s &= G(z) + B\, m(z) + S(h) \odot B \Lambda(z)\,w + e
 
-    where e, one number a pixel, is summed out within the likelihood (see `ResidualTerm`). In the code w is h
+    where e, one number a pixel that all exposures share, is summed out within the likelihood (see
+    `SharedDiscrepancy`); `complete` puts it back. In the code w is h
     and w together, R numbers; where a function takes or gives latents, they are z and after it w.
 
     References:
@@ -69,7 +99,7 @@ class StellarModel(nn.Module):
         >>> star = Observation(model.grid.wavelength, np.ones(2048))
         >>> trace = pyro.poutine.trace(model).get_trace(model.batch([star, star]))
         >>> trace.nodes["z"]["value"].shape, trace.nodes["y"]["value"].shape
-        (torch.Size([2, 1, 3]), torch.Size([2, 1, 2048]))
+        (torch.Size([2, 3]), torch.Size([2, 1, 2048]))
     """
 
     def __init__(
@@ -94,14 +124,42 @@ class StellarModel(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, batch: ObservationBatch) -> Tensor:
-        """The Pyro model of N stars with E exposures; returns the spectra without e, (N, 1, D).
+        """The Pyro model of N stars with E exposures; returns their clean spectra without e, (N, D).
 
-        Sites: `C` (N, 1), `z` (N, 1, L), `x` (N, 1, P), of velocity and throughput, with a passage, `w`
-        (N, 1, R) with a residual term, `log_scale` (F,) for the F exposures of the batch whose scale is free,
-        `y` (N, E, D).
+        Sites: `C` (N,), `z` (N, L), `x` (N, P), of velocity and throughput, with a passage, `w` (N, R) with
+        a residual term, `log_scale` (F,) for the F exposures of the batch whose scale is free, `y` (N, E, D).
         """
+        return self._sample(batch)[0]
+
+    def with_flux(self, batch: ObservationBatch) -> Tensor:
+        """The same program with a site `flux`, (N, D): the clean spectra, e included; returns them.
+
+        Given y and all else e is drawn from its exact conditional, so that `Predictive(model.with_flux,
+        draws)` makes draws of the clean spectrum of draws by any sampler of the model.
+        """
+        _, latents, scale, y = self._sample(batch)
+        star = self.complete(latents, scale.log(), replace(batch, flux=y))
+        return pyro.deterministic("flux", star.sample())
+
+    def with_w_summed(self, batch: ObservationBatch, told: Tensor) -> None:
+        """The program whose maximum `map` reports: w is summed out by Laplace's method, as far as h goes.
+
+        The mode of h and w together is no estimate of h: the larger h, the smaller w, the more probable. A
+        factor `volume` takes off the log determinant of what the data leave of w.
+
+        Arguments:
+            batch: N stars.
+            told: What the data say of w, `bayesspec.inference.metric.information_by_size`,
+                (N, 2 T - 1, R, R).
+        """
+        _, latents, _, _ = self._sample(batch)
+        h, _ = self.residual.split(self.split(latents)[1])
+        with pyro.plate("volume of w", len(batch), dim=-1, device=batch.flux.device):
+            pyro.factor("volume", -self.residual.log_volume(h, told))
+
+    def _sample(self, batch: ObservationBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scale, device = self.exposure_scale(batch), batch.flux.device
-        with pyro.plate("star", len(batch), dim=-2, device=device):
+        with pyro.plate("star", len(batch), dim=-1, device=device):
             klass = pyro.sample(
                 "C", dist.Categorical(logits=self.class_logits), infer={"enumerate": "parallel"}
             )  # eq. (6)
@@ -114,9 +172,8 @@ class StellarModel(nn.Module):
                 w = pyro.sample("w", unit)
                 latents = torch.cat([latents, w.expand(*latents.shape[:-1], -1)], dim=-1)
             s = self.spectrum(latents)  # eq. (4)
-            with pyro.plate("exposure", batch.flux.shape[1], dim=-1, device=device):
-                pyro.sample("y", self.likelihood(latents, s, scale, batch), obs=batch.flux)  # eq. (3)
-        return s
+            y = pyro.sample("y", self.exposures(latents, s, scale, batch), obs=batch.flux)  # eq. (3)
+        return s, latents, scale, y
 
     def batch(self, stars: Observation | Sequence[Observation]) -> ObservationBatch:
         """What the program takes: one star or several on the model's grid, device and precision.
@@ -172,26 +229,59 @@ class StellarModel(nn.Module):
     def likelihood(
         self, latents: Tensor, spectrum: Tensor, scale: Tensor, batch: ObservationBatch
     ) -> NoiseFlow | RobustNoiseFlow:
-        """The distribution of y given latents (..., N, 1, L + R) and their spectra, e summed out.
+        """The distribution of each exposure by itself, batch shape (..., N, E), e summed out.
 
         Arguments:
-            latents: What the discrepancy's size depends on, (..., N, 1, L + P + R).
-            spectrum: `spectrum(latents)`, (..., N, 1, D).
+            latents: What the discrepancy's size depends on, (..., N, L + P + R).
+            spectrum: `spectrum(latents)`, (..., N, D).
             scale: Of every exposure, (..., N, E).
             batch: N stars; with a residual term one whose ivar is known, see `with_noise_level`.
         """
-        observed = ~batch.mask
+        observed, spectrum = ~batch.mask, spectrum[..., None, :]
         if self.residual is None:
             return NoiseFlow(spectrum, self.noise, scale, observed)
+        z, _, _ = self.parts(latents)
+        level = self.noise_level(latents, batch).exp()[..., None, None]
+        noise_std = level * torch.where(observed, batch.ivar, 1.0).rsqrt()
+        return RobustNoiseFlow(
+            spectrum,
+            self.noise,
+            noise_std,
+            scale,
+            self.discrepancy(latents)[..., None, :],
+            observed,
+            self.residual.shares(z)[..., None, :, :],
+            WIDTHS,
+        )
 
-        # All exposures share one e. That the likelihood takes them one by one is right to the information
-        # on s if each has its own e with a variance larger by its share of the information of all.
-        ivar = torch.where(observed, batch.ivar, 0.0) * scale[..., None].square()
-        known = torch.where(ivar > 0, ivar, 1.0)
-        share = torch.where(ivar > 0, ivar.sum(-2, keepdim=True) / known, 1.0)
-        discrepancy = self.discrepancy(latents) * share.sqrt()
-        noise_std = torch.where(observed, batch.ivar, 1.0).rsqrt()
-        return RobustNoiseFlow(spectrum, self.noise, noise_std, scale, discrepancy, observed)
+    def noise_level(self, latents: Tensor, batch: ObservationBatch) -> Tensor:
+        """Log of how many times as large as stated the noise is, (..., N), at latents (..., N, L + P + R)."""
+        spread = torch.where(batch.noise_known, STATED, UNSTATED).to(latents)
+        return spread * self.residual.split(self.split(latents)[1])[0][..., 0]
+
+    def exposures(
+        self, latents: Tensor, spectrum: Tensor, scale: Tensor, batch: ObservationBatch
+    ) -> dist.TorchDistribution:
+        """The distribution of y, batch shape (..., N), event shape (E, D): all exposures share one e.
+
+        Arguments are those of `likelihood`.
+        """
+        flow = self.likelihood(latents, spectrum, scale, batch)
+        return flow.to_event(1) if self.residual is None else SharedDiscrepancy(flow)
+
+    def complete(self, latents: Tensor, log_scale: Tensor, batch: ObservationBatch) -> CleanSpectrum:
+        """The clean spectra given y and all else: what of e the data say, in closed form.
+
+        Arguments:
+            latents: (..., N, L + P + R).
+            log_scale: (..., N, E).
+            batch: N stars.
+        """
+        s = self.spectrum(latents)
+        if self.residual is None:
+            return CleanSpectrum(s, None)
+        noise = self.exposures(latents, s, log_scale.exp(), batch)
+        return CleanSpectrum(s, noise.discrepancy_given(batch.flux))
 
     def discrepancy(self, latents: Tensor) -> Tensor:
         """Standard deviation of e in each pixel, (..., D), at latents (..., L + P + R)."""
@@ -211,9 +301,14 @@ class StellarModel(nn.Module):
 
     def log_likelihood(self, batch: ObservationBatch, latents: Tensor, log_scale: Tensor) -> Tensor:
         """log p(y | z, w) of N stars, (..., N), at latents (..., N, L + R) and log scales (..., N, E)."""
-        latents = latents[..., None, :]
-        flow = self.likelihood(latents, self.spectrum(latents), log_scale.exp(), batch)
-        return flow.log_prob(batch.flux).sum(-1)
+        noise = self.exposures(latents, self.spectrum(latents), log_scale.exp(), batch)
+        return noise.log_prob(batch.flux)
+
+    def log_prob_terms(self, batch: ObservationBatch, latents: Tensor, log_scale: Tensor) -> Tensor:
+        """The same of every pixel given those before it, (..., N, E, D), and those of exposures before."""
+        arguments = latents, self.spectrum(latents), log_scale.exp(), batch
+        noise = self.likelihood(*arguments) if self.residual is None else self.exposures(*arguments)
+        return noise.log_prob_terms(batch.flux)
 
     def log_joint_classes(self, latents: Tensor) -> Tensor:
         """log p(C) + log p(z | C) + log p(x) + log p(w) of latents (N, L + P + R) for every class, (N, K)."""

@@ -309,9 +309,9 @@ def _drawn_stars(model, seed):
 @pytest.fixture
 def no_hits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise flows without their Cauchy part: what is Gaussian on paper is so exactly."""
-    from bayesspec.distributions import noise_flow, robust_flow
+    from bayesspec.distributions import noise_flow, spectrum_noise
 
-    for module in (noise_flow, robust_flow):
+    for module in (noise_flow, spectrum_noise):
         monkeypatch.setattr(module, "LOG_HIT", -math.inf)
         monkeypatch.setattr(module, "LOG_USUAL", 0.0)
     monkeypatch.setattr(noise_flow, "HIT_SHARE", 0.0)

@@ -32,7 +32,7 @@ def values(model, batch, seed=0):
 
 
 def conditioned(model, klass, z, log_scale, batch):
-    data = {"C": klass[:, None], "z": z[:, None], "log_scale": log_scale[tuple(batch.free_index)]}
+    data = {"C": klass, "z": z, "log_scale": log_scale[tuple(batch.free_index)]}
     return poutine.condition(model, data)
 
 
@@ -84,9 +84,9 @@ def test_direct_density_is_the_trace(toy_model, toy_batch, classes):
     else:
         free = log_scale[tuple(toy_batch.free_index)]
         with pyro.get_param_store().scope():
-            fixed = poutine.condition(toy_model, {"z": z[:, None], "log_scale": free})
+            fixed = poutine.condition(toy_model, {"z": z, "log_scale": free})
             empty = AutoDelta(poutine.block(fixed, hide=["C"]))
-            expected = -TraceEnum_ELBO(max_plate_nesting=2).loss(fixed, empty, toy_batch)
+            expected = -TraceEnum_ELBO(max_plate_nesting=1).loss(fixed, empty, toy_batch)
         expected = torch.as_tensor(expected)
     torch.testing.assert_close(direct.sum(), expected, rtol=1e-5, atol=1e-2)
 
@@ -149,7 +149,7 @@ def test_any_pyro_tool_takes_it(toy_model, toy_batch):
         draws = Predictive(free, num_samples=7)(toy_batch)
         assert draws["y"].shape == (7, *toy_batch.flux.shape)
         guide = AutoDelta(poutine.block(toy_model, hide=["C"]))
-        svi = SVI(toy_model, guide, pyro.optim.Adam({"lr": 0.02}), TraceEnum_ELBO(max_plate_nesting=2))
+        svi = SVI(toy_model, guide, pyro.optim.Adam({"lr": 0.02}), TraceEnum_ELBO(max_plate_nesting=1))
         losses = [svi.step(toy_batch) for _ in range(60)]
     assert losses[-1] < losses[0]
 
@@ -221,7 +221,7 @@ def test_runs_on_a_device_without_a_cpu_tensor_in_the_way(toy_model, toy_batch, 
     free = log_scale[:, 0]  # as many as there are free scales: which they are cannot be asked of this device
     with only_meta(), pyro.validation_enabled(False):
         direct, _ = log_joint(model, batch, z, log_scale)
-        data = {"C": klass[:, None], "z": z[:, None], "log_scale": free[:3]}
+        data = {"C": klass, "z": z, "log_scale": free[:3]}
         density = poutine.trace(poutine.condition(model, data)).get_trace(batch).log_prob_sum()
         (gradient,) = torch.autograd.grad(density + direct.sum(), z)
     assert direct.shape == (len(batch),)

@@ -158,5 +158,6 @@ def _without(model: StellarModel, *parts: str) -> StellarModel:
             residual.log_discrepancy += GONE
         if "size" in parts:
             residual.spread.fill_(NARROW)
+            residual.local_spread.fill_(NARROW)
     changed._modules = {**model._modules, "residual": residual}
     return changed

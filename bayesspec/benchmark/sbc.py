@@ -83,9 +83,9 @@ def simulate(
                 parts.append(model.passage.prior().sample((len(mask),)))
             parts.append(torch.randn(len(mask), model.residual_dim, device=device))
             truth = Truth(torch.cat(parts, dim=-1), torch.where(batch.free_scale, scale, 0.0))
-        latents = truth.z[:, None]
-        flow = model.likelihood(latents, model.spectrum(latents), truth.log_scale.exp(), batch)
-        flux = torch.where(batch.mask, 0.0, flow.expand(mask.shape[:2]).sample())
+        latents = truth.z
+        noise = model.exposures(latents, model.spectrum(latents), truth.log_scale.exp(), batch)
+        flux = torch.where(batch.mask, 0.0, noise.sample())
     return replace(batch, flux=flux), truth
 
 

@@ -5,5 +5,6 @@ from __future__ import annotations
 from bayesspec.distributions.class_kde import ClassKDE, LatentPrior
 from bayesspec.distributions.noise_flow import NoiseFlow
 from bayesspec.distributions.robust_flow import RobustNoiseFlow
+from bayesspec.distributions.shared_discrepancy import SharedDiscrepancy
 
-__all__ = ["ClassKDE", "LatentPrior", "NoiseFlow", "RobustNoiseFlow"]
+__all__ = ["ClassKDE", "LatentPrior", "NoiseFlow", "RobustNoiseFlow", "SharedDiscrepancy"]

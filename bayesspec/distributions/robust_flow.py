@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from .spectrum_noise import (
-    HIT_WIDTH,
-    LOG_HIT,
-    LOG_USUAL,
-    SpectrumNoise,
-    log_cauchy,
-    log_cauchy_tail,
-    normal_quantile,
-)
+from . import spectrum_noise
+from .pixel_mixture import DiscrepancyGiven, PixelMixture
+from .spectrum_noise import HIT_WIDTH, SpectrumNoise, normal_quantile
 
 
 class RobustNoiseFlow(SpectrumNoise):
     r"""Distribution of an observed spectrum y given the clean spectrum s, :math:`y = a (s + e + n)`.
 
     The pipeline gives the standard deviation :math:`\sigma_d` of the noise n, in the unit of s. The
-    *discrepancy* :math:`e_d \sim \mathcal{N}(0, \tau_d^2)`, what no s of the model can express, is
-    marginalised here. With :math:`r = y / a - s`, :math:`c_d^2 = \sigma_d^2 + \tau_d^2` and
+    *discrepancy* e, what no s of the model can express, is marginalised here: in each pixel it has one of a
+    few widths, :math:`e_d \sim \sum_k \lambda_{kd}\, \mathcal{N}(0, \omega_k^2 \tau_d^2)`. With
+    :math:`r = y / a - s`, :math:`c_d^2 = \sigma_d^2 + \tau_d^2` and
     :math:`t_d = r_d / c_d` (zero where not observed), a local autoregressive flow
 
     .. math::
-        r_d \mid r_{<d} \sim \sum_m \pi_m \,
-        \mathcal{N}(\mu_d \sigma_d^2 / c_d,\; \tau_d^2 + \kappa_m^2 e^{2 \alpha_d} \sigma_d^2)
+        r_d \mid r_{<d} \sim \sum_{k, m} \lambda_{kd} \pi_m \,
+        \mathcal{N}(\mu_d \sigma_d^2 / c_d,\; \omega_k^2 \tau_d^2 + \kappa_m^2 e^{2 \alpha_d} \sigma_d^2)
 
     with :math:`\mu_d, \alpha_d` from :math:`t_{d-K}, \dots, t_{d-1}`, from which of these are observed and
     from what is known of the pixel beforehand. The finite mixture has a heavy tail, and its convolution with
-    the Gaussian e is exact. One pixel in 1e5 is none of these: its residual is Cauchy, of the width
+    the mixture of e is exact. One pixel in 1e5 is none of these: its residual is Cauchy, of the width
     :math:`\sqrt{\tau_d^2 + 30^2 e^{2 \alpha_d} \sigma_d^2}`, so that the higher a cosmic ray the less it
-    pulls. The discrepancy is independent from pixel to pixel: only the part :math:`\sigma_d^2 / c_d^2` of
+    pulls, and it says nothing of e. The discrepancy is independent from pixel to pixel: only the part
+    :math:`\sigma_d^2 / c_d^2` of
     what is seen tells of the next pixel's noise.
 
     Every observed pixel has a term: a predecessor that is not observed is zero and flagged as such. What
@@ -56,6 +49,9 @@ class RobustNoiseFlow(SpectrumNoise):
         scale: The positive scale a, broadcastable to the batch shape (...).
         discrepancy: :math:`\tau` in the unit of s, not negative, shape (..., D); None for zero.
         observed: True where a pixel is observed, bool, shape (..., D); None for all.
+        shares: :math:`\lambda`, the probability of each width of e, positive, of sum 1, shape (..., K, D);
+            None for one width.
+        kinds: :math:`\omega`, the K widths of e in units of tau.
 
     Raises:
         ValueError: If shapes do not fit, `observed` is not bool, or, under validation, `loc` is NaN, `scale`
@@ -75,6 +71,7 @@ class RobustNoiseFlow(SpectrumNoise):
     arg_constraints = SpectrumNoise.arg_constraints | {
         "noise_std": constraints.dependent(is_discrete=False, event_dim=1),  # anything where not observed
         "discrepancy": constraints.dependent(is_discrete=False, event_dim=1),  # likewise, or None
+        "shares": constraints.dependent(is_discrete=False, event_dim=2),  # or None
     }
 
     def __init__(
@@ -85,15 +82,29 @@ class RobustNoiseFlow(SpectrumNoise):
         scale: Tensor | float = 1.0,
         discrepancy: Tensor | None = None,
         observed: Tensor | None = None,
+        shares: Tensor | None = None,
+        kinds: Sequence[float] = (1.0,),
         validate_args: bool | None = None,
     ):
         if loc.shape[-1:] != network.reference.shape:
             raise ValueError(
                 f"loc {tuple(loc.shape)} must have the network's {len(network.reference)} pixels"
             )
+        rows = 1 if shares is None else shares.shape[-2]
+        if rows != len(kinds) or (shares is not None and discrepancy is None):
+            raise ValueError(f"shares have {rows} rows: one is needed for each of {len(kinds)} widths of e")
+        others = {"noise_std": noise_std, "discrepancy": discrepancy}
         super().__init__(
-            loc, network, scale, observed, validate_args, noise_std=noise_std, discrepancy=discrepancy
+            loc,
+            network,
+            scale,
+            observed,
+            validate_args,
+            **others,
+            shares=None if shares is None else shares[..., 0, :],  # for its shape
+            kinds=None,
         )
+        self.shares, self.kinds = shares, tuple(kinds)
 
     def widths(self) -> tuple[Tensor, Tensor | None, Tensor]:
         r"""Standard deviations :math:`\sigma, \tau, c`, in the unit of s, each (..., D); tau may be None.
@@ -112,8 +123,7 @@ class RobustNoiseFlow(SpectrumNoise):
 
     def conditional(self, value: Tensor) -> tuple[Tensor, Tensor]:
         r"""Centre :math:`\mu_d \sigma_d^2 / c_d`, in the unit of s, and :math:`\alpha_d`, each (..., D)."""
-        given = self._given(self.residual(value))
-        return given.centre, given.alpha
+        return self._conditional(self.residual(value))
 
     def whiten(self, value: Tensor) -> Tensor:
         r"""Standard normal deviates :math:`\xi` of the pixels, each given those before it, shape (..., D).
@@ -121,14 +131,9 @@ class RobustNoiseFlow(SpectrumNoise):
         The conditional distribution function of a pixel through the normal quantile: under the model they are
         independent. Zero where not observed.
         """
-        residual = self.residual(value)
-        given = self._given(residual)
-        beyond = residual - given.centre
-        tails = [torch.special.log_ndtr(-beyond.abs() / v.sqrt()) for v in given.variances[:-1]]
-        tails.append(log_cauchy_tail(beyond.abs() / given.variances[-1].sqrt()))
-        weighted = [w + tail for w, tail in zip(given.log_weights, tails, strict=True)]
-        quantile = normal_quantile(functools.reduce(torch.logaddexp, weighted))
-        return self._where_observed(-torch.sign(beyond) * quantile)
+        given = self.given(value)
+        quantile = normal_quantile(given.log_tail())
+        return self._where_observed(-torch.sign(given.beyond) * quantile)
 
     def precision(self, value: Tensor) -> Tensor:
         r"""Inverse variance of the Gaussian that pulls as hard on the residual, unit 1 / s^2, (..., D).
@@ -137,10 +142,7 @@ class RobustNoiseFlow(SpectrumNoise):
         :math:`\rho_m` given the residual: the weights of iteratively reweighted least squares. Of the Cauchy
         part, of width :math:`\gamma`, 1 / v is :math:`2 / (\gamma^2 + r^2)`. Zero where not observed.
         """
-        residual = self.residual(value)
-        given = self._given(residual)
-        pulls = given.precisions(residual, given.variances)
-        return self._where_observed((given.responsibilities(residual) * pulls).sum(0))
+        return self._where_observed(self.given(value).precision())
 
     def curvature(self, value: Tensor) -> Tensor:
         r"""Minus the second derivative of each term by its own residual, in units of 1 / s^2, shape (..., D).
@@ -148,52 +150,56 @@ class RobustNoiseFlow(SpectrumNoise):
         Below the `precision`, and negative in the tails, where the density is not concave. Zero where not
         observed.
         """
-        residual = self.residual(value)
-        given = self._given(residual)
-        weights, pulls = given.responsibilities(residual), given.precisions(residual, given.variances)
-        slopes = (residual - given.centre) * pulls
-        spread = (weights * slopes.square()).sum(0) - (weights * slopes).sum(0).square()
-        # The slope of a Cauchy term falls in its tail, by r^2 / gamma^2 times its precision.
-        pulls[-1] *= 1 - slopes[-1] * (residual - given.centre)
-        return self._where_observed((weights * pulls).sum(0) - spread)
+        return self._where_observed(self.given(value).curvature())
 
-    def noise_precision(self, value: Tensor) -> Tensor:
-        r"""The `precision` of the noise alone, without the discrepancy's variance, shape (..., D).
+    def discrepancy_given(self, value: Tensor) -> DiscrepancyGiven:
+        """The posterior of e, pixel by pixel, given spectra (..., D); its prior where nothing was observed.
 
-        :math:`\sum_m \rho_m / (\kappa_m^2 e^{2 \alpha} \sigma^2)`.
+        Raises:
+            ValueError: If the flow has no discrepancy.
         """
-        return self.noise_given(value).precision[0]
+        return DiscrepancyGiven.of_one(self.given(value), self.prior_variances(), self._observed)
 
-    def noise_given(
-        self, value: Tensor, widths: Sequence[float] = (1.0,), beneath: Tensor | None = None
-    ) -> NoiseGiven:
-        r"""What the discrepancy's posterior needs, were it wider or narrower than the flow has it.
+    def given(self, value: Tensor) -> PixelMixture:
+        """The mixture of every pixel, given the pixels before it."""
+        return self._given(self.residual(value))
 
-        The widths of the noise are the flow's own, and so are its centres, unless the discrepancy is known:
-        then they are those given the noise of the pixels before, which is what it leaves of them.
+    def prior_variances(self) -> list[Tensor]:
+        """Of e for each of its widths, in the unit of s, each (..., D).
 
-        Arguments:
-            value: Spectra, (..., D).
-            widths: How many times as wide, K of them.
-            beneath: The discrepancy of the pixels before, in the unit of s, broadcastable to (..., D).
+        Raises:
+            ValueError: If the flow has no discrepancy.
         """
-        residual = self.residual(value)
-        given, tau = self._given(residual, beneath), self.widths()[1]
-        noise, densities, precisions = given.precisions(residual, given.noise_variances), [], []
-        for width in widths:
-            if tau is not None:
-                wider = (width * tau).square()
-                given = given._replace(variances=[n + wider for n in given.noise_variances])
-            terms = torch.stack(given.log_densities(residual))
-            densities.append(self._where_observed(terms.logsumexp(0)))
-            precisions.append(self._where_observed((terms.softmax(0) * noise).sum(0)))
-        beyond = self._where_observed(residual - given.centre)
-        return NoiseGiven(beyond, torch.stack(densities), torch.stack(precisions))
+        if self.discrepancy is None:
+            raise ValueError("the flow has no discrepancy")
+        return [(width * self.discrepancy).square() for width in self.kinds]
+
+    def prior_shares(self) -> tuple[Tensor | float, ...]:
+        """Of each of the widths of e, each (..., D)."""
+        return (1.0,) if self.shares is None else self.shares.unbind(-2)
 
     @torch.no_grad()
     def sample(self, sample_shape: Size = Size()) -> Tensor:
         """Draw spectra, shape sample_shape + (..., D); where not observed they are a s, without noise."""
         shape = self._extended_shape(sample_shape)
+        return self.sample_given(self.sample_discrepancy(shape), shape)
+
+    @torch.no_grad()
+    def sample_discrepancy(self, shape: Size) -> Tensor:
+        """Draws of e from its prior, of a shape that the flow's broadcasts to; 0 where there is none."""
+        drawn = torch.zeros(shape, dtype=self.loc.dtype, device=self.loc.device)
+        if self.discrepancy is None:
+            return drawn
+        level, normal = torch.rand_like(drawn), torch.randn_like(drawn)
+        below: Tensor | float = 0.0
+        for share, variance in zip(self.prior_shares(), self.prior_variances(), strict=True):
+            drawn = torch.where(level >= below, variance.sqrt() * normal, drawn)
+            below = below + share
+        return drawn
+
+    @torch.no_grad()
+    def sample_given(self, e: Tensor, shape: Size) -> Tensor:
+        """Draw spectra of a shape, given the discrepancy e, broadcastable to it."""
         k, pixels = self.network.kernel, shape[-1]
         sigma, tau, total = self.widths()
         context = self.context()
@@ -210,7 +216,9 @@ class RobustNoiseFlow(SpectrumNoise):
         drawn = torch.where(hit, drawn / torch.randn_like(drawn), drawn)  # a ratio of normals is Cauchy
         observed = pixels_first(self._all_or_observed())
         sigma, total = pixels_first(sigma), pixels_first(total)
-        tau_square = 0.0 if tau is None else pixels_first(tau.square())
+        # A hit is no part of the star: it takes the place of e, whose usual width widens it.
+        beneath = torch.where(hit, 0.0, pixels_first(e))
+        wider = torch.where(hit, 0.0 if tau is None else pixels_first(tau.square()), 0.0)
 
         context = context.reshape(len(context), *[1] * (len(shape) - context.dim() + 1), *context.shape[1:])
         context = context.movedim(-1, 0).contiguous()
@@ -218,40 +226,41 @@ class RobustNoiseFlow(SpectrumNoise):
         for d in range(pixels):
             known = context[d].expand(-1, *shape[:-1]).reshape(context.shape[1], -1)
             mean, alpha = self.network.step(t[d : d + k].t(), known)
-            tau_d = tau_square[d] if isinstance(tau_square, Tensor) else tau_square
-            spread = (tau_d + (width[d] * alpha.exp() * sigma[d]).square()).sqrt()
-            residual = mean * sigma[d].square() / total[d] + spread * drawn[d]
+            spread = (wider[d] + (width[d] * alpha.exp() * sigma[d]).square()).sqrt()
+            residual = mean * sigma[d].square() / total[d] + beneath[d] + spread * drawn[d]
             t[k + d] = torch.where(observed[d], residual / total[d], 0.0)
 
         residual = (t[k:] * total).t().reshape(shape)
         return self.scale[..., None] * (self.loc + residual)
 
     def _residual_terms(self, residual: Tensor) -> Tensor:
-        # One component after the other: all at once, in one tensor, is ten times slower.
-        return functools.reduce(torch.logaddexp, self._given(residual).log_densities(residual))
+        return self._given(residual).log_density()
 
-    def _given(self, residual: Tensor, beneath: Tensor | None = None) -> _Conditionals:
+    def _conditional(self, residual: Tensor) -> tuple[Tensor, Tensor]:
         sigma, tau, total = self.widths()
-        if beneath is None:
-            mean, alpha = self.network(residual / total, self.context())
-            centre = mean * (sigma if tau is None else sigma.square() / total)
-        else:
-            mean, alpha = self.network(self._where_observed(residual - beneath) / sigma, self.context())
-            centre = mean * sigma
+        mean, alpha = self.network(residual / total, self.context())
+        return mean * (sigma if tau is None else sigma.square() / total), alpha
 
-        log_weights, scales = self._base()
-        square = (alpha.exp() * sigma).square()
-        noise = [scale * square for scale in scales.square()]
-        variances = noise if tau is None else [n + tau.square() for n in noise]
-        return _Conditionals(centre, alpha, log_weights, noise, variances)
+    def _given(self, residual: Tensor) -> PixelMixture:
+        centre, alpha = self._conditional(residual)
+        sigma, tau, _ = self.widths()
+        beyond, square = self._where_observed(residual - centre), (alpha.exp() * sigma).square()
+        if tau is None:
+            return PixelMixture(beyond, square, *self.network.mixture(), (1.0,), (0.0,), 0.0)
+        tau_square = tau.square()
+        variances = tuple(width**2 * tau_square for width in self.kinds)
+        return PixelMixture(
+            beyond, square, *self.network.mixture(), self.prior_shares(), variances, tau_square
+        )
 
     def _base(self) -> tuple[Tensor, Tensor]:
         """Log weights and widths of the network's Gaussians and, last, of the Cauchy part."""
         log_weights, scales = self.network.mixture()
-        return (
-            torch.cat([log_weights + LOG_USUAL, log_weights.new_full((1,), LOG_HIT)]),
-            torch.cat([scales, scales.new_full((1,), HIT_WIDTH)]),
+        usual, hit = (
+            log_weights + spectrum_noise.LOG_USUAL,
+            log_weights.new_full((1,), spectrum_noise.LOG_HIT),
         )
+        return torch.cat([usual, hit]), torch.cat([scales, scales.new_full((1,), HIT_WIDTH)])
 
     def _known_noise(self) -> Tensor:
         if self._observed is None:
@@ -265,48 +274,3 @@ class RobustNoiseFlow(SpectrumNoise):
 
     def _where_observed(self, value: Tensor) -> Tensor:
         return value if self._observed is None else torch.where(self._observed, value, 0.0)
-
-
-class NoiseGiven(NamedTuple):
-    """What is seen beyond s and the expected noise, and what the noise makes of it for each of K widths of e.
-
-    Each is 0 where not observed.
-    """
-
-    beyond: Tensor
-    """In the unit of s, (..., D)."""
-    log_density: Tensor
-    """Of every pixel's residual, (K, ..., D)."""
-    precision: Tensor
-    r"""Of the noise alone, :math:`\sum_m \rho_m / (\kappa_m^2 e^{2 \alpha} \sigma^2)`, (K, ..., D)."""
-
-
-class _Conditionals(NamedTuple):
-    """Every pixel's mixture given the pixels before it: tensors (..., D), or one for each part of it.
-
-    All parts but the last are Gaussian; that one is Cauchy, and its `variance` the square of its width.
-    """
-
-    centre: Tensor
-    alpha: Tensor
-    log_weights: Tensor
-    noise_variances: list[Tensor]
-    variances: list[Tensor]
-
-    def log_densities(self, residual: Tensor) -> list[Tensor]:
-        """Log of weight times density of every part."""
-        square = (residual - self.centre).square()
-        terms = [-0.5 * (square / v + math.log(2 * math.pi)) for v in self.variances[:-1]]
-        terms.append(log_cauchy(square / self.variances[-1]))
-        return [
-            t - 0.5 * v.log() + w for t, v, w in zip(terms, self.variances, self.log_weights, strict=True)
-        ]
-
-    def responsibilities(self, residual: Tensor) -> Tensor:
-        """Probability of every part given the residual, shape (M + 1, ..., D)."""
-        return torch.stack(self.log_densities(residual)).softmax(0)
-
-    def precisions(self, residual: Tensor, variances: list[Tensor]) -> Tensor:
-        """Inverse variance of the Gaussian that pulls as hard as each part, shape (M + 1, ..., D)."""
-        square = (residual - self.centre).square()
-        return torch.stack([*(1 / v for v in variances[:-1]), 2 / (variances[-1] + square)])

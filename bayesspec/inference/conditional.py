@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bayesspec.batch import ObservationBatch
+from bayesspec.distributions import SharedDiscrepancy
 from bayesspec.model import StellarModel
 
-from .metric import innovation
+from .metric import by_knots, innovation
 
 __all__ = ["GivenCore"]
 
@@ -24,12 +25,12 @@ ROWS = 256
 class GivenCore:
     r"""Normal distributions of w given the core (z, x, log a, h), one for each of N stars.
 
-    The spectrum is linear in w, :math:`s = s_0 + V g \Lambda(z) w`, with the patterns V as they reach us
-    and the size :math:`g = e^{f(h)}`. If the noise is Gaussian, of precision Q, then w, standard normal
+    The spectrum is linear in w, :math:`s = s_0 + S V \Lambda(z) w`, with the patterns V as they reach us
+    and the sizes S(h) along the spectrum. If the noise is Gaussian, of precision Q, then w, standard normal
     before the data, is normal after it, of precision and mean
 
     .. math::
-        H = 1 + g^2 \Lambda^T V^T Q V \Lambda, \quad H^{-1} g \Lambda^T V^T Q\, (y / a - s_0)
+        H = 1 + \Lambda^T V^T S Q S V \Lambda, \quad H^{-1} \Lambda^T V^T S Q\, (y / a - s_0)
 
     at *any* core: :math:`s_0` and :math:`\Lambda` are taken where the core is. Q and V are those at one
     point, such as the mode, and so is the score of the data, by which noise that is not Gaussian is replaced
@@ -41,9 +42,10 @@ class GivenCore:
     Arguments:
         model: A model with a residual term.
         batch: N stars.
-        pull: V^T Q, (N, E, P, D).
-        offset: What the pull on the patterns is beside that on y / a - s0, (N, P).
-        precision: V^T Q V, (N, P, P).
+        pull: V^T Q, (N, E, P, D); S, which is smooth, stands before or after Q.
+        offset: What the pull on the patterns is beside that on y / a - s0, for a size of 1 at each of the T
+            knots and 0 at the others, (N, T, P).
+        precision: V^T S Q S V as a sum over products of sizes, see `by_knots`, (N, 2 T - 1, P, P).
     """
 
     model: StellarModel
@@ -58,13 +60,15 @@ class GivenCore:
         cls, model: StellarModel, batch: ObservationBatch, latents: Tensor, log_scale: Tensor
     ) -> GivenCore:
         """With the noise and the patterns as they are at latents (N, L + P + R), log scales (N, E)."""
-        clean = model.spectrum(latents)[:, None].expand_as(batch.flux)
-        flow = model.likelihood(latents[:, None], clean, log_scale.exp(), batch)
+        clean = model.spectrum(latents)
+        flow = model.likelihood(latents, clean, log_scale.exp(), batch)
         observed, eps = flow.observed[..., None], flow.residual(batch.flux)
+        curvature = SharedDiscrepancy(flow).curvature(batch.flux).clamp_min(0.0)  # in the tails it is none
         with torch.enable_grad():
-            moving = clean.clone().requires_grad_()
-            density = model.likelihood(latents[:, None], moving, log_scale.exp(), batch)
-            (score,) = torch.autograd.grad(density.log_prob(batch.flux).sum(), moving)
+            moving = batch.flux.clone().requires_grad_()
+            density = model.exposures(latents, clean, log_scale.exp(), batch).log_prob(moving)
+            (score,) = torch.autograd.grad(density.sum(), moving)
+        score = -log_scale.exp()[..., None] * score  # of y it is that of s, but for the sign and the scale
 
         patterns = model.residual.basis.T.to(clean.dtype).expand(len(batch), -1, -1)
         if model.passage is not None:
@@ -74,15 +78,13 @@ class GivenCore:
         patterns = torch.where(observed, patterns[:, None], 0.0)
 
         with torch.enable_grad():  # the transpose of a linear map is what its gradient is made by
-            moving = patterns.clone().requires_grad_()
+            moving = torch.cat([patterns, eps[..., None]], dim=-1).requires_grad_()
             new = innovation(flow, batch.flux)(moving)
-            weighted = new.detach() * flow.curvature(batch.flux)[..., None]
-            (pull,) = torch.autograd.grad(new, moving, weighted)
-        pull = torch.where(observed, pull, 0.0).mT
-        offset = torch.einsum("nedp,ned->np", patterns, score) - torch.einsum("nepd,ned->np", pull, eps)
-        # In the tails the noise bends the other way: what is not positive in all is none.
-        values, vectors = torch.linalg.eigh((new.detach().mT @ weighted).sum(1))
-        precision = (vectors * values.clamp_min(0.0)[:, None]) @ vectors.mT
+            (weighed,) = torch.autograd.grad(new, moving, new.detach() * curvature[..., None])
+        pull = torch.where(observed, weighed[..., :-1], 0.0).mT
+        beside = score - torch.where(flow.observed, weighed[..., -1], 0.0)
+        offset = torch.einsum("td,nedp,ned->ntp", model.residual.between.to(eps), patterns, beside)
+        precision = by_knots(model.residual.between, new.detach()[..., :-1], curvature)
         return cls(model, batch, pull, offset, precision)
 
     @property
@@ -119,14 +121,17 @@ class GivenCore:
     def _moments(self, core: Tensor) -> tuple[Tensor, Tensor]:
         """Lower factor of the precision of w, (..., N, R, R), and precision times mean, (..., N, R)."""
         model, lead = self.model, self.model.lead_dim
-        z, h = core[..., : model.latent_dim], core[..., -1:]
+        z, h = core[..., : model.latent_dim], core[..., -model.residual.sizes :]
         rest = model.generator(z) + model.residual.local_offset(z) @ model.residual.basis.to(z.dtype)
         clean = rest if model.passage is None else model.passage(rest, core[..., model.latent_dim : lead])
         seen = torch.where(self.batch.mask, 0.0, self.batch.flux)
-        residual = seen / core[..., lead:-1, None].exp() - clean[..., None, :]
-        pull = self.offset + torch.einsum("nepd,...ned->...np", self.pull, residual)
-        factor = model.residual.local_factor(z) * model.residual.log_size(h).exp()[..., None]
-        precision = factor.mT @ (self.precision @ factor)
+        residual = seen / core[..., lead : -model.residual.sizes, None].exp() - clean[..., None, :]
+        sizes, along = model.residual.log_sizes(h).exp(), model.residual.size(h)[..., None, :]
+        pull = torch.einsum("nepd,...ned->...np", self.pull, along * residual)
+        pull = pull + torch.einsum("ntp,...nt->...np", self.offset, sizes)
+        products = torch.cat([sizes.square(), sizes[..., 1:] * sizes[..., :-1]], dim=-1)
+        factor = model.residual.local_factor(z)
+        precision = factor.mT @ (torch.einsum("...nf,nfpq->...npq", products, self.precision) @ factor)
         precision.diagonal(dim1=-2, dim2=-1).add_(1.0)
         return torch.linalg.cholesky(precision), (factor.mT @ pull[..., None])[..., 0]
 

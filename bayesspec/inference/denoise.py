@@ -26,7 +26,6 @@ from .arguments import LARGEST_SEED, check_options, check_whole, read_stars
 from .draws import Draws
 from .handover import importance_or_nuts
 from .importance import importance_draws
-from .level import infer_noise_level
 from .map import map_estimate
 from .newton import newton_estimate
 from .nuts import nuts_draws
@@ -142,7 +141,7 @@ def denoise(
         for first in range(0, len(usable), batch_size):
             chunk = usable[first : first + batch_size]
             batch = ObservationBatch.from_gridded(chunk, device=device, dtype=torch.float32)
-            batch = infer_noise_level(network, batch, scan)
+            batch = network.with_noise_level(batch)
             if method == "map":
                 estimate = ENGINES[engine](network, batch, scan=scan, **options)
                 parts.append(point_columns(network, batch, estimate, rarity))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import pyro
 import torch
@@ -18,6 +19,7 @@ from bayesspec.batch import ObservationBatch
 from bayesspec.model import SCALE_WIDTH, StellarModel
 from bayesspec.runtime import own_random_state
 
+from .metric import information_by_size
 from .scan import LatentScan
 
 __all__ = ["MapEstimate", "log_joint", "map_estimate"]
@@ -119,6 +121,8 @@ def _map_rows(
     rows = batch.select([star for star in range(n) for _ in range(starts)])
     z, log_scale, klass = (part.reshape(n * starts, *part.shape[2:]) for part in begin)
     found = _follow(model, rows, z, log_scale, klass, classes, steps, learning_rate)
+    if model.residual is not None:  # what the data say of w is known at the end
+        found = _follow(model, rows, *found[:3], classes, steps, learning_rate / 4)
     best = found.log_density.reshape(n, starts).argmax(-1) + starts * torch.arange(n, device=z.device)
     found = MapEstimate(*(part[best] for part in found))
 
@@ -131,7 +135,9 @@ def _map_rows(
         found = MapEstimate(*(_where(better, a, b) for a, b in zip(again, found, strict=True)))
         if not bool((better & (again.klass != found.klass)).any()):
             break
-    return found
+    with torch.no_grad():
+        density, _ = log_joint(model, batch, found.z, found.log_scale, classes)
+    return found._replace(log_density=density)
 
 
 def _follow(
@@ -144,15 +150,21 @@ def _follow(
     steps: int,
     learning_rate: float,
 ) -> MapEstimate:
-    """Follow every row uphill from where it is, with its class fixed or summed out."""
+    """Follow every row uphill from where it is, with its class fixed or summed out, and w summed out."""
     free = tuple(rows.free_index)
     log_scale = torch.where(rows.free_scale, log_scale, 0.0)
-    program = poutine.condition(model, {"C": klass[:, None]}) if classes == "joint" else model
-    own, x, w = model.parts(z[:, None])
+    program: Callable[[ObservationBatch], Any] = model
+    told = None
+    if model.residual is not None:
+        told = information_by_size(model, rows, z, log_scale)
+        program = partial(model.with_w_summed, told=told)
+    if classes == "joint":
+        program = poutine.condition(program, {"C": klass})
+    own, x, w = model.parts(z)
     start = {"z": own.clone(), "x": x.clone(), "w": w.clone(), "log_scale": log_scale[free].clone()}
     with _isolated():
         guide = AutoDelta(poutine.block(program, hide=["C"]), init_loc_fn=init_to_value(values=start))
-        elbo = TraceEnum_ELBO(max_plate_nesting=2)
+        elbo = TraceEnum_ELBO(max_plate_nesting=1)
         elbo.differentiable_loss(program, guide, rows)  # makes the guide's parameters
         optimiser = torch.optim.Adam(guide.parameters(), lr=learning_rate, betas=(0.9, 0.99))
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, gamma=0.01 ** (1 / max(1, steps)))
@@ -164,9 +176,11 @@ def _follow(
         median = guide.median(rows)
 
     with torch.no_grad():
-        end = torch.cat([median[site] for site in ("z", "x", "w") if site in median], dim=-1)[:, 0]
+        end = torch.cat([median[site] for site in ("z", "x", "w") if site in median], dim=-1)
         scale = log_scale.index_put(free, median["log_scale"]) if "log_scale" in median else log_scale
         density, best = log_joint(model, rows, end, scale, classes)
+        if told is not None:
+            density = density - model.residual.log_volume(model.residual.split(model.split(end)[1])[0], told)
     return MapEstimate(end, scale, best, density, torch.full_like(density, torch.nan))
 
 

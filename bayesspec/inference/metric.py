@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from bayesspec.batch import ObservationBatch
-from bayesspec.distributions import NoiseFlow, RobustNoiseFlow
-from bayesspec.model import StellarModel
+from bayesspec.distributions import NoiseFlow, RobustNoiseFlow, SharedDiscrepancy
+from bayesspec.model import STATED, UNSTATED, StellarModel
 from bayesspec.nn import NoiseNetwork
 
-__all__ = ["information", "innovation"]
+__all__ = ["by_knots", "information", "information_by_size", "innovation"]
 
 # Numbers in one pass: pixels times parameters, and pixels of a conditioner's slopes.
 _CPU_NUMBERS, _CPU_WINDOWS = 2**23, 2**14
@@ -59,15 +59,26 @@ def _information(
 ) -> Tensor:
     spectrum, jacobian = model.jacobian(latents)
     clean, slope = spectrum[:, None], jacobian[:, None].expand(-1, log_scale.shape[1], -1, -1)
-    flow = model.likelihood(latents[:, None], clean, log_scale.exp(), batch)
+    flow = model.likelihood(latents, spectrum, log_scale.exp(), batch)
     if isinstance(flow, NoiseFlow):
         return _of_gaussian(flow, batch.flux, clean, slope)
-    found = _of_robust(flow, batch.flux, clean, slope, observed)
+    noise = SharedDiscrepancy(flow)
+    precision = noise.precision(batch.flux)
+    weight = noise.curvature(batch.flux) if observed else precision
+    centre = _centres(flow, batch.flux, clean, slope)
+    found = (centre * weight[..., None]).mT @ centre
 
-    # The size h of the residuals also moves the variance, of which the discrepancy's is a share.
-    share = (flow.discrepancy.square() * flow.precision(batch.flux)).clamp_max(1.0)
-    growth = model.residual.growth(model.split(latents)[1])[:, None]
-    found[..., model.lead_dim, model.lead_dim] += 2 * growth.square() * share.square().sum(-1)
+    # Sizes and the noise level move the variance, of which the discrepancy's is a share.
+    total = precision.sum(-2, keepdim=True)
+    share = (flow.discrepancy.square() * total).clamp_max(1.0)
+    of_exposure = share.square() * precision / total.clamp_min(1e-30)
+    h, _ = model.residual.split(model.split(latents)[1])
+    moved = of_exposure.sqrt()[..., None] * model.residual.growth(h)[:, None]
+    level = torch.where(batch.noise_known, STATED, UNSTATED).to(moved)[:, None, None]
+    noise = (1 - flow.discrepancy.square() * precision).clamp_min(0.0)
+    moved[..., 0] = level * torch.where(flow.observed, noise, 0.0)
+    sizes = slice(model.lead_dim, model.lead_dim + h.shape[-1])
+    found[..., sizes, sizes] += 2 * moved.mT @ moved
     return found
 
 
@@ -87,12 +98,78 @@ def _of_gaussian(flow: NoiseFlow, flux: Tensor, clean: Tensor, slope: Tensor) ->
     return centre.mT @ centre + 2 * width.mT @ width
 
 
-def _of_robust(flow: RobustNoiseFlow, flux: Tensor, clean: Tensor, slope: Tensor, observed: bool) -> Tensor:
+@torch.no_grad()
+def information_by_size(
+    model: StellarModel, batch: ObservationBatch, latents: Tensor, log_scale: Tensor
+) -> Tensor:
+    r"""What the data say of w, as a function of the sizes at the T knots: (N, 2 T - 1, R, R).
+
+    With sizes :math:`s_t` the information is the sum of these matrices, weighed by the T squares
+    :math:`s_t^2` and the T - 1 products :math:`s_t s_{t + 1}`.
+
+    Arguments:
+        model: A model with a residual term.
+        batch: N stars.
+        latents: (N, L + R).
+        log_scale: (N, E).
+    """
+    rows = max(1, _CPU_NUMBERS // (batch.flux[0].numel() * model.residual.components))
+    if latents.device.type == "cpu" and rows < len(batch):
+        parts = []
+        for first in range(0, len(batch), rows):
+            own = slice(first, min(first + rows, len(batch)))
+            part = batch.select(range(own.start, own.stop))
+            parts.append(information_by_size(model, part, latents[own], log_scale[own]))
+        return torch.cat(parts)
+
+    spectrum, jacobian = model.jacobian(latents)
+    h, _ = model.residual.split(model.split(latents)[1])
+    slope = jacobian[..., -model.residual.components :] / model.residual.size(h)[..., None]
+    flow = model.likelihood(latents, spectrum, log_scale.exp(), batch)
+    slope = slope[:, None].expand(-1, log_scale.shape[1], -1, -1)
+    centre = _centres(flow, batch.flux, spectrum[:, None], slope)[..., :-1]
+    weight = SharedDiscrepancy(flow).precision(batch.flux)
+
+    return by_knots(model.residual.between, centre, weight)
+
+
+def by_knots(between: Tensor, slope: Tensor, weight: Tensor) -> Tensor:
+    """Sums over pixels of slopes' products, for each product of the sizes at two knots.
+
+    Between two knots a size is a sum of two terms, and so are its square's three.
+
+    Arguments:
+        between: How much each knot has of the size of a pixel, (T, D).
+        slope: (N, E, D, R).
+        weight: (N, E, D).
+
+    Returns:
+        (N, 2 T - 1, R, R): of the T squares, and of the T - 1 products of neighbours.
+    """
+    hats = between.to(slope.dtype)
+    knots, pixels = hats.shape
+    nothing = slope.new_zeros(len(slope), slope.shape[-1], slope.shape[-1])
+    squares, products = [nothing] * knots, []
+    for t in range(knots - 1):
+        first, last = (-(-k * (pixels - 1) // (knots - 1)) for k in (t, t + 1))
+        own = slice(first, last if t < knots - 2 else pixels)
+        left, right = hats[t, own], hats[t + 1, own]
+        part = slope[:, :, own].flatten(1, 2)
+
+        def total(share: Tensor, part: Tensor = part, own: slice = own) -> Tensor:
+            return (part * (weight[..., own] * share).flatten(1)[..., None]).mT @ part
+
+        squares[t] = squares[t] + total(left.square())
+        squares[t + 1] = squares[t + 1] + total(right.square())
+        products.append(total(2 * left * right))
+    return torch.stack([*squares, *products], dim=1)
+
+
+def _centres(flow: RobustNoiseFlow, flux: Tensor, clean: Tensor, slope: Tensor) -> Tensor:
+    """Derivatives of all pixels' centres, (N, E, D, P + 1), by P latents and the exposure's log scale."""
     d_eps = -torch.cat([slope, clean.expand(slope.shape[:-1])[..., None]], dim=-1)
     d_eps = torch.where(flow.observed[..., None], d_eps, 0.0)
-    centre = innovation(flow, flux)(-d_eps)
-    weight = flow.curvature(flux) if observed else flow.precision(flux)
-    return (centre * weight[..., None]).mT @ centre
+    return innovation(flow, flux)(-d_eps)
 
 
 def innovation(flow: RobustNoiseFlow, flux: Tensor) -> Callable[[Tensor], Tensor]:

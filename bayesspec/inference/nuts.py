@@ -143,20 +143,20 @@ def enumerated_log_density(model: StellarModel, batch: ObservationBatch, theta: 
         theta: Latents and log scales as `Target` has them, (N, d); log scales that are not free are ignored.
     """
     latents, log_scale = Target(model, batch).split(theta)
-    z, x, w = model.parts(latents[:, None])
+    z, x, w = model.parts(latents)
     values = {"z": z, "x": x, "w": w, "log_scale": log_scale[tuple(batch.free_index)]}
-    program = poutine.enum(config_enumerate(model), first_available_dim=-3)
+    program = poutine.enum(config_enumerate(model), first_available_dim=-2)
     trace = poutine.trace(poutine.condition(program, values)).get_trace(batch)
     trace.compute_log_prob()
 
     def term(site: str) -> Tensor:
         return trace.nodes[site]["log_prob"]
 
-    # Classes are in dimension -3; z depends on the class, y given z does not.
-    total = (term("C") + term("z")).logsumexp(-3)[:, 0] + term("y").sum(-1)
+    # Classes are in dimension -2; z depends on the class, y given z does not.
+    total = (term("C") + term("z")).logsumexp(-2) + term("y")
     for site in ("x", "w"):
         if site in trace.nodes:
-            total = total + term(site)[:, 0]
+            total = total + term(site)
     if "log_scale" in trace.nodes:
         total = total.index_add(0, batch.free_index[0], term("log_scale"))
     return total

@@ -13,7 +13,7 @@ from bayesspec.batch import ObservationBatch
 from bayesspec.model import SCALE_WIDTH, StellarModel
 
 from .map import log_joint
-from .metric import information
+from .metric import information, information_by_size
 
 __all__ = ["Target"]
 
@@ -37,10 +37,10 @@ class Target:
         model: The model.
         batch: N stars.
         classes: `joint`: the density of the best class, eq. (7). `marginal`: the class summed out.
-        strength: How much the data say of w, see `summed`, (N, R): then w is summed out of the density by
-            Laplace's method, as far as that depends on the size h, and theta holds the w that is most
-            probable given the rest. The mode of all together is no estimate of h: the larger h, the smaller
-            w, the more probable.
+        told: How much the data say of w, `information_by_size`, (N, 2 T - 1, R, R): then w is summed out of
+            the density by Laplace's method, as far as that depends on the sizes h, and theta holds the w that
+            is most probable given the rest. The mode of all together is no estimate of h: the larger h, the
+            smaller w, the more probable.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class Target:
         model: StellarModel,
         batch: ObservationBatch,
         classes: Literal["joint", "marginal"] = "marginal",
-        strength: Tensor | None = None,
+        told: Tensor | None = None,
     ) -> None:
-        self.model, self.batch, self.classes, self.strength = model, batch, classes, strength
+        self.model, self.batch, self.classes, self.told = model, batch, classes, told
         self.latent_dim = model.lead_dim
         self.end = self.latent_dim + batch.free_scale.shape[-1]
-        self.core = self.end + min(1, model.residual_dim)
+        self.core = self.end + (0 if model.residual is None else model.residual.sizes)
         always = torch.ones_like(batch.free_scale[:, :1])
         parts = always.expand(-1, self.latent_dim), batch.free_scale, always.expand(-1, model.residual_dim)
         self.free = torch.cat(parts, dim=-1)
@@ -65,8 +65,8 @@ class Target:
 
     def select(self, rows: Sequence[int] | NDArray) -> Target:
         """The same density for the stars at these positions."""
-        strength = self.strength if self.strength is None else self.strength[torch.as_tensor(rows)]
-        return Target(self.model, self.batch.select(rows), self.classes, strength)
+        told = None if self.told is None else self.told[torch.as_tensor(rows)]
+        return Target(self.model, self.batch.select(rows), self.classes, told)
 
     def join(self, latents: Tensor, log_scale: Tensor) -> Tensor:
         """theta, (..., N, d), of latents (..., N, L + R) and log scales (..., N, E)."""
@@ -115,14 +115,11 @@ class Target:
             values, vectors = torch.linalg.eigh(prior)
             curvature[:, z, z] += (vectors * values.abs()[..., None, :]) @ vectors.mT
             curvature.diagonal(dim1=-2, dim2=-1)[:, self.end :] += 1.0
-            if self.strength is not None:
-                curvature[:, self.end, self.end] += self._bend_of_size(theta)
+            if self.told is not None:
+                sizes = slice(self.end, self.core)
+                curvature[:, sizes, sizes] += self._bend_of_sizes(theta)
             if observed:
-                # The product of size and w bends, too: what it adds at a mode, where the score of w is w.
-                growth, w = self.model.residual.growth(theta[:, self.end :]), theta[:, self.core :]
-                curvature[:, self.end, self.end] -= growth.square() * w.square().sum(-1)
-                curvature[:, self.end, self.core :] -= growth[:, None] * w
-                curvature[:, self.core :, self.end] -= growth[:, None] * w
+                self._less_product(theta, curvature)
             return curvature
         curvature[:, z, z] += prior
         scale = curvature.diagonal(dim1=-2, dim2=-1).abs().clamp_min(1e-6).sqrt()
@@ -170,29 +167,49 @@ class Target:
     @torch.no_grad()
     def summed(self, theta: Tensor) -> tuple[Target, Tensor]:
         """The density with w summed out, by what the data say of it at theta (N, d), and its metric there."""
-        metric = self.metric(theta)
-        size = self.model.residual.log_size(theta[:, self.end : self.core]).exp()
-        # How much they say, in the directions of w and at the usual size: without the prior's 1.
-        strength = (torch.linalg.eigvalsh(metric[:, self.core :, self.core :]) - 1).clamp_min(
-            0
-        ) / size.square()
-        target = Target(self.model, self.batch, self.classes, strength)
-        metric[:, self.end, self.end] += target._bend_of_size(theta)
+        told = information_by_size(self.model, self.batch, *self.split(theta))
+        target = Target(self.model, self.batch, self.classes, told)
+        metric, sizes = self.metric(theta), slice(self.end, self.core)
+        metric[:, sizes, sizes] += target._bend_of_sizes(theta)
         return target, metric
 
-    def _bend_of_size(self, theta: Tensor) -> Tensor:
-        """What summing w out adds to the curvature along the size, (N,)."""
-        size = self.model.residual.log_size(theta[:, self.end : self.core]).exp()
-        growth = self.model.residual.growth(theta[:, self.end :])
-        told = size.square() * self.strength
-        return 2 * growth.square() * (told / (1 + told).square()).sum(-1)
+    def _bend_of_sizes(self, theta: Tensor) -> Tensor:
+        """What summing w out adds to the curvature along the sizes, positive, (N, T + 2, T + 2)."""
+        with torch.enable_grad():
+            h = theta[:, self.end : self.core].detach().requires_grad_()
+            (slope,) = torch.autograd.grad(
+                self.model.residual.log_volume(h, self.told).sum(), h, create_graph=True
+            )
+            rows = [torch.autograd.grad(one.sum(), h, retain_graph=True)[0] for one in slope.unbind(-1)]
+        bend = torch.stack(rows, dim=-1)
+        values, vectors = torch.linalg.eigh(0.5 * (bend + bend.mT))
+        return (vectors * values.clamp_min(0)[..., None, :]) @ vectors.mT
+
+    def _less_product(self, theta: Tensor, curvature: Tensor) -> None:
+        """Take off what the product of sizes and w bends: score times second derivative of s."""
+        latents, log_scale = self.split(theta)
+        z, hw = self.model.split(latents.detach())
+        with torch.enable_grad():
+            s = self.model.spectrum(latents).detach().requires_grad_()
+            value = self.model.exposures(latents, s, log_scale.exp(), self.batch).log_prob(self.batch.flux)
+            (score,) = torch.autograd.grad(value.sum(), s)
+            hw = hw.requires_grad_()
+            along = (score * self.model.spectrum(torch.cat([z, hw], dim=-1))).sum()
+            (slope,) = torch.autograd.grad(along, hw, create_graph=True)
+            sizes = self.core - self.end
+            rows = [
+                torch.autograd.grad(one.sum(), hw, retain_graph=True)[0]
+                for one in slope[:, :sizes].unbind(-1)
+            ]
+        product = torch.stack(rows, dim=-2)
+        curvature[:, self.end : self.core, self.end :] -= product
+        curvature[:, self.core :, self.end : self.core] -= product[..., sizes:].mT
 
     def _value(self, theta: Tensor) -> Tensor:
         value = log_joint(self.model, self.batch, *self.split(theta), self.classes)[0]
-        if self.strength is None:
+        if self.told is None:
             return value
-        size = self.model.residual.log_size(theta[..., self.end : self.core]).exp()
-        return value - 0.5 * torch.log1p(size.square() * self.strength).sum(-1)
+        return value - self.model.residual.log_volume(theta[..., self.end : self.core], self.told)
 
     def _fisher(self, theta: Tensor, observed: bool = False) -> Tensor:
         """Fisher information of the likelihood and of the scales' prior, (N, d, d)."""

@@ -4,7 +4,15 @@ from .encoder import Encoder
 from .generator import Generator
 from .noise import NoiseNetwork
 from .passage import Passage
-from .residual import ResidualTerm
+from .residual import WIDTHS, ResidualTerm
 from .robust_noise import RobustNoiseNetwork
 
-__all__ = ["Encoder", "Generator", "NoiseNetwork", "Passage", "ResidualTerm", "RobustNoiseNetwork"]
+__all__ = [
+    "WIDTHS",
+    "Encoder",
+    "Generator",
+    "NoiseNetwork",
+    "Passage",
+    "ResidualTerm",
+    "RobustNoiseNetwork",
+]

@@ -92,7 +92,7 @@ class PriorTail:
     @torch.no_grad()
     def __init__(self, model: StellarModel, seed: int, draws: int = 4096) -> None:
         self.prior = prior = model.prior
-        self.latent_dim, self.lead_dim = model.latent_dim, model.lead_dim
+        self.latent_dim, self.lead_dim, self.residual = model.latent_dim, model.lead_dim, model.residual
         with seeded(seed):
             every = torch.arange(len(model.classes), device=model.class_logits.device)
             drawn = prior(every).sample((draws,)).unbind(1)
@@ -106,9 +106,15 @@ class PriorTail:
     def __call__(self, z: Tensor, klass: Tensor) -> Tensor:
         """The score of latents (N, L + P + R) in classes (N,)."""
         z, _, w = z.tensor_split((self.latent_dim, self.lead_dim), dim=-1)
-        density = self.prior(klass).log_prob(z) + _log_size(w[..., :1])
+        density = self.prior(klass).log_prob(z) + _log_size(self._mean_size(w))
         below = torch.searchsorted(self.sorted[klass], density[:, None]).squeeze(-1)
         return (below + 1) / (self.sorted.shape[-1] + 1)
+
+    def _mean_size(self, w: Tensor) -> Tensor:
+        """How large residuals are along the whole spectrum, standard normal, (..., 1); (..., 0) of none."""
+        if self.residual is None:
+            return w[..., :0]
+        return self.residual.mean_size(self.residual.split(w)[0])[..., None]
 
 
 def _log_size(h: Tensor) -> Tensor:

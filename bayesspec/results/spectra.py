@@ -12,15 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bayesspec.batch import ObservationBatch
-from bayesspec.distributions import NoiseFlow, RobustNoiseFlow
-from bayesspec.inference.discrepancy import discrepancy_posterior
 from bayesspec.inference.draws import Draws
-from bayesspec.inference.unseen import unseen_posterior
 from bayesspec.model import StellarModel
 from bayesspec.runtime import own_state, seeded
 
 from .arviz import ArvizInput
-from .summary import ROWS, say
+from .summary import BLOCK, ROWS, say
 
 __all__ = ["Posterior", "arviz_input", "flux_draws"]
 
@@ -49,33 +46,19 @@ def flux_draws(star: Posterior, count: int, seed: int = 0) -> NDArray[np.float64
     weight = say((~batch.mask).sum(-1), batch.free_scale)[0].to(log_scale)
     exposure_unit = (batch.unit_flux[0] / float(star.unit_flux[0])).to(log_scale)
     unit = (weight * log_scale.exp() * exposure_unit).sum(-1) / weight.sum()
-    spectra = np.concatenate([part.cpu().numpy() for part in _decoded(star.model, latents)])
-    return _beyond_latents(star, spectra * unit.numpy()[:, None], seed) * np.float64(star.unit_flux[0])
+    with seeded(seed):
+        spectra = _clean(star, latents, log_scale)
+    return spectra * unit.numpy()[:, None] * np.float64(star.unit_flux[0])
 
 
-def _beyond_latents(star: Posterior, spectra: NDArray, seed: int) -> NDArray:
-    """Spectra (S, D) of a star's posterior with what latents do not say, if the model says it.
-
-    A draw of e is added to each, and where nothing was seen each is as far from the mean as stars are there.
-    """
-    model, batch, device = star.model, star.batch, star.batch.flux.device
-    centre, scale = (torch.as_tensor(part).to(device) for part in (star.latents, star.scale))
-    found, remote = discrepancy_posterior(model, batch, centre, scale), unseen_posterior(model, batch, centre)
-    if found is None or remote is None:
-        return spectra
-    drawn = torch.as_tensor(spectra).to(device)[:, None]
-    rng = np.random.default_rng(seed)
-    uniform = torch.as_tensor(rng.random(drawn.shape, dtype=np.float32)).to(device)
-    normal = torch.as_tensor(rng.standard_normal(drawn.shape, dtype=np.float32)).to(device)
-    drawn = drawn + found.sample(drawn - model.spectrum(centre), uniform, normal)
-    mean = torch.as_tensor(star.model_flux).to(drawn)
-    common = torch.as_tensor(rng.standard_normal((len(drawn), 1, 1), dtype=np.float32)).to(drawn)
-    return (mean + remote.sample(drawn - mean, common))[:, 0].cpu().numpy()
-
-
-def _decoded(model: StellarModel, latents: Tensor) -> Iterator[Tensor]:
-    for part in latents.split(ROWS):
-        yield model.spectrum(part.to(model.class_logits.device))
+def _clean(star: Posterior, latents: Tensor, log_scale: Tensor) -> NDArray:
+    """A draw of the clean spectrum, e included, for each of S draws of the rest, (S, D)."""
+    device = star.batch.flux.device
+    parts = []
+    for s, a in zip(latents.split(BLOCK), log_scale.split(BLOCK), strict=True):
+        clean = star.model.complete(s[:, None].to(device), a[:, None].to(device), star.batch)
+        parts.append(clean.sample()[:, 0].cpu().numpy())
+    return np.concatenate(parts)
 
 
 @own_state()
@@ -114,24 +97,28 @@ def arviz_input(
     y = batch.flux[0, :depth]
     flux = y.cpu().numpy()
 
-    def flows(points: NDArray, scales: NDArray) -> Iterator[tuple[Tensor, NoiseFlow | RobustNoiseFlow]]:
-        every = torch.as_tensor(points.reshape(-1, points.shape[-1])).to(device)
-        a = torch.as_tensor(scales.reshape(-1, depth)).exp()
-        rows = max(1, ROWS // depth)
-        for part, scale in zip(every.split(rows), a.to(device).split(rows), strict=True):
-            clean = model.spectrum(part)
-            one = replace(batch, flux=y[None], ivar=batch.ivar[:, :depth], mask=batch.mask[:, :depth])
-            yield clean, model.likelihood(part[:, None], clean[:, None], scale, one)
+    one = replace(batch, flux=y[None], ivar=batch.ivar[:, :depth], mask=batch.mask[:, :depth])
 
-    terms = [flow.log_prob_terms(y).cpu().numpy() for _, flow in flows(latents, log_scale)]
+    def blocks(points: NDArray, scales: NDArray) -> Iterator[tuple[Tensor, Tensor]]:
+        """Latents (S, 1, L + P + R) and log scales (S, 1, E) of some draws at once."""
+        every = torch.as_tensor(points.reshape(-1, 1, points.shape[-1])).to(device)
+        a = torch.as_tensor(scales.reshape(-1, 1, depth)).to(device)
+        rows = max(1, ROWS // depth)
+        yield from zip(every.split(rows), a.split(rows), strict=True)
+
+    terms = [model.log_prob_terms(one, *block)[:, 0].cpu().numpy() for block in blocks(latents, log_scale)]
+    some = latents[:, ::thin], log_scale[:, ::thin]
     with seeded(seed):
-        some = [
-            (c.cpu().numpy(), flow.sample().cpu().numpy())
-            for c, flow in flows(latents[:, ::thin], log_scale[:, ::thin])
-        ]
-    clean, replicated = (np.concatenate(part) for part in zip(*some, strict=True))
+        replicated = np.concatenate(
+            [
+                model.exposures(s, model.spectrum(s), a.exp(), one).sample()[:, 0].cpu().numpy()
+                for s, a in blocks(*some)
+            ]
+        )
+        clean = _clean(star._replace(batch=one), *(torch.as_tensor(p).flatten(0, 1) for p in some))
     by_class = model.log_joint_classes(torch.as_tensor(latents).to(device))
-    used = next(flows(latents[:1, :1], log_scale[:1, :1]))[1].used[0].cpu().numpy()
+    first, a = next(blocks(latents[:1, :1], log_scale[:1, :1]))
+    used = model.likelihood(first, model.spectrum(first), a.exp(), one).used[0, 0].cpu().numpy()
     names = () if model.passage is None else model.passage.names
     sizes = 0 if model.residual is None else model.residual_dim - model.residual.components
     z, x, h, w = np.split(latents, np.cumsum([model.latent_dim, len(names), sizes]), axis=-1)
@@ -150,7 +137,7 @@ def arviz_input(
         used=used,
         log_likelihood=np.concatenate(terms).reshape(chains, length, *flux.shape),
         replicated=replicated.reshape(chains, -1, *flux.shape),
-        clean=_beyond_latents(star, clean, seed).reshape(chains, -1, clean.shape[-1]),
+        clean=clean.reshape(chains, -1, clean.shape[-1]),
         thin=thin,
         sample_stats={name: values[0] for name, values in stats.items()},
         warmup_stats={name: values[0] for name, values in warmup.items()},

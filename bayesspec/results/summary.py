@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bayesspec.batch import ObservationBatch
-from bayesspec.inference.discrepancy import discrepancy_posterior
 from bayesspec.inference.draws import Draws
 from bayesspec.inference.map import MapEstimate
 from bayesspec.inference.target import Target
-from bayesspec.inference.unseen import unseen_posterior
 from bayesspec.model import StellarModel
 from bayesspec.nn.passage import ARMS
 
@@ -24,6 +22,9 @@ __all__ = ["point_columns", "posterior_columns"]
 
 ROWS = 512
 """Latents that are decoded at once."""
+
+SOME, BLOCK = 400, 50
+"""Draws of a star whose clean spectra make its mean and width, and how many of them at once."""
 
 
 @torch.no_grad()
@@ -39,10 +40,7 @@ def point_columns(
         "scale": estimate.log_scale.exp(),
         "outlier_score": rarity(estimate.z, estimate.klass),
     }
-    spectrum = model.spectrum(estimate.z)
-    found = discrepancy_posterior(model, batch, estimate.z, columns["scale"])
-    if found is not None:
-        spectrum = spectrum + found.mean
+    spectrum = model.complete(estimate.z, estimate.log_scale, batch).mean
     promise = estimate.promise
     if promise.isnan().any():
         promise = torch.where(promise.isnan(), _promise(model, batch, estimate), promise)
@@ -79,27 +77,7 @@ def posterior_columns(
     _, away, _ = model.parts(latents - centre[:, None])
     x_std = torch.einsum("ns,nsp->np", weight, away.square()).sqrt()
     scale = torch.einsum("ns,nse->ne", weight, log_scale.exp())
-    beneath = discrepancy_posterior(model, batch, centre, scale)
-    # Properties, each of all stars: asked once.
-    e_mean, e_share, e_std = (None,) * 3 if beneath is None else (beneath.mean, beneath.share, beneath.std)
-    mean, std = [], []
-    for n, (points, scales, w) in enumerate(zip(latents, log_scale, weight, strict=True)):
-        unit = _unit_flux(batch.select([n]), scales.exp())
-        unit = (unit / (w.to(unit) @ unit)).to(w)
-        total = square = 0.0
-        offset = model.spectrum(centre[n])  # of the squares, which cost digits without it
-        for s, u, part in zip(points.split(ROWS), unit.split(ROWS), w.split(ROWS), strict=True):
-            away = model.spectrum(s) * u[:, None] - offset
-            total, square = total + part @ away, square + part @ away.square()
-        variance = (square - total.square()).clamp_min(0)
-        if beneath is not None:
-            rest = 1 - e_share[n]
-            total, variance = e_mean[n] + rest * total, rest.square() * variance + e_std[n].square()
-        mean.append(offset + total)
-        std.append(variance.sqrt())
-
-    remote = unseen_posterior(model, batch, centre)
-    widths = torch.stack(std) if remote is None else remote.factor * torch.stack(std)
+    mean, std = _moments(model, batch, draws)
 
     by_class = model.log_joint_classes(latents).softmax(-1)
     probabilities = torch.einsum("ns,nsk->nk", weight, by_class)
@@ -112,10 +90,34 @@ def posterior_columns(
         "log_density": (weight * log_density).sum(-1),
         "scale": scale,
         "outlier_score": (weight * score).sum(-1),
-        "model_flux_std": widths,
+        "model_flux_std": std,
         "passage_std": x_std if model.passage is None else model.passage.physical(x_std),
     }
-    return _columns(model, batch, torch.stack(mean), columns, draws.diagnostics)
+    return _columns(model, batch, mean, columns, draws.diagnostics)
+
+
+def _moments(model: StellarModel, batch: ObservationBatch, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations, (N, D), of the clean spectra, scale and e included.
+
+    Over `SOME` draws of equal weight, of each of which e is known in closed form: by the law of total
+    variance it has a variance of its own and a mean that moves with s.
+    """
+    parts = draws.resample(SOME)
+    latents, log_scale = (torch.as_tensor(part).to(batch.flux) for part in parts)
+    mean, std = [], []
+    for n, (points, scales) in enumerate(zip(latents, log_scale, strict=True)):
+        star = batch.select([n])
+        unit = _unit_flux(star, scales.exp())
+        unit = (unit / unit.mean()).to(points)
+        flux, variance = [], []
+        for s, a, u in zip(points.split(BLOCK), scales.split(BLOCK), unit.split(BLOCK), strict=True):
+            clean = model.complete(s[:, None], a[:, None], star)
+            flux.append(u[:, None] * clean.mean[:, 0])
+            variance.append(u[:, None].square() * clean.variance[:, 0])
+        every = torch.cat(flux)
+        mean.append(every.mean(0))
+        std.append((every.var(0, correction=0) + torch.cat(variance).mean(0)).sqrt())
+    return torch.stack(mean), torch.stack(std)
 
 
 def _unit_flux(batch: ObservationBatch, scale: Tensor) -> Tensor:
@@ -142,7 +144,7 @@ def _columns(
 ) -> dict[str, Any]:
     """What every method says of the observation and of the fit, beside what it says of the star."""
     scale, latents = columns["scale"], columns.pop("latents")
-    flow = model.likelihood(latents[:, None], model.spectrum(latents)[:, None], scale, batch)
+    flow = model.likelihood(latents, model.spectrum(latents), scale, batch)
     used = flow.used
     xi = flow.whiten(batch.flux)
     z, x, w = model.parts(latents)
@@ -165,6 +167,9 @@ def _columns(
         "observed_fraction": batch.observed_fraction,
         "residual_share": _residual_share(model, batch, spectrum, latents, scale),
     }
+    if model.residual is not None:  # in units of the noise that the pipeline states
+        level = torch.where(batch.noise_known, model.noise_level(latents, batch), 0.0)
+        tensors["chi2"] = tensors["chi2"] * (2 * level).exp()
     signal = significance(flow, batch)
     lacking = torch.full_like(signal, torch.nan)
     if model.residual is not None:

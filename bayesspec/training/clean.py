@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bayesspec.nn import Encoder, Generator
+from bayesspec.nn import Encoder, Generator, Passage
 from bayesspec.nn.isometry import match_unit
 from bayesspec.noise_level import NORMAL_MEDIAN, robust_level
 
@@ -60,9 +60,18 @@ class Residuals:
 
 @torch.no_grad()
 def fit_latents(
-    generator: Generator, encoder: Encoder, stars: StarLibrary, reference: Tensor, iterations: int = 8
+    generator: Generator,
+    encoder: Encoder,
+    stars: StarLibrary,
+    reference: Tensor,
+    passage: Passage | None = None,
+    iterations: int = 8,
 ) -> Residuals:
-    """The latents whose spectra are nearest to clean ones, by Gauss-Newton steps from the encoder's guess."""
+    """The latents whose spectra are nearest to clean ones, by Gauss-Newton steps from the encoder's guess.
+
+    With a passage a star's own velocity, reddening and calibration are fitted beside z, as far as their prior
+    lets them: what is left, and z, are those of the star at rest, in the library's light.
+    """
     parts = []
     for first in range(0, len(stars), 128):
         own = stars.select(np.arange(first, min(first + 128, len(stars))))
@@ -70,27 +79,58 @@ def fit_latents(
         variance = _own_variance(own, reference)
         weight = torch.where(mask, 0.0, 1 / (variance + FLOOR**2))
         z = encoder(flux, mask)
+        latents = torch.cat([z, z.new_zeros(len(z), 0 if passage is None else passage.dim)], dim=-1)
+        prior = torch.zeros(latents.shape[-1])
+        prior[z.shape[-1] :] = 1.0
 
-        def misfit(z: Tensor, flux: Tensor = flux, mask: Tensor = mask, weight: Tensor = weight) -> Tensor:
-            spectrum = generator(z)
-            return (weight * (match_unit(flux, mask, spectrum) - spectrum).square()).sum(-1)
+        def spectra(latents: Tensor) -> Tensor:
+            z, x = latents.tensor_split((generator.latent_dim,), dim=-1)
+            if passage is None:
+                return generator(z)
+            seen = passage(generator(z), x)
+            return seen / seen.abs().mean(-1, keepdim=True)  # the library's spectra have this unit
+
+        def misfit(
+            latents: Tensor,
+            flux: Tensor = flux,
+            mask: Tensor = mask,
+            weight: Tensor = weight,
+            prior: Tensor = prior,
+        ) -> Tensor:
+            spectrum = spectra(latents)
+            left = match_unit(flux, mask, spectrum) - spectrum
+            return (weight * left.square()).sum(-1) + (prior * latents.square()).sum(-1)
 
         damping = torch.full((len(z), 1, 1), 1e-3)
-        best = misfit(z)
+        best = misfit(latents)
         for _ in range(iterations):
+            z, x = latents.tensor_split((generator.latent_dim,), dim=-1)
             spectrum, jacobian = generator.jacobian(z)
+            if passage is not None:
+                spectrum, by_x, by_z = passage.jacobian(spectrum, jacobian, x)
+                unit, jacobian = spectrum.abs().mean(-1)[:, None], torch.cat([by_z, by_x], dim=-1)
+                along = (spectrum.sign()[..., None] * jacobian).mean(-2, keepdim=True)
+                spectrum = spectrum / unit
+                jacobian = (jacobian - spectrum[..., None] * along) / unit[..., None]
             difference = match_unit(flux, mask, spectrum) - spectrum
             weighted = jacobian * weight[..., None]
-            normal = weighted.mT @ jacobian
+            normal = weighted.mT @ jacobian + prior.diag()
             normal = normal + damping * torch.diag_embed(normal.diagonal(dim1=-2, dim2=-1).clamp_min(1e-6))
-            step = torch.linalg.solve(normal, (weighted.mT @ difference[..., None])[..., 0])
-            found = misfit(z + step)
+            pull = (weighted.mT @ difference[..., None])[..., 0] - prior * latents
+            step = torch.linalg.solve(normal, pull)
+            found = misfit(latents + step)
             better = found < best
-            z, best = torch.where(better[:, None], z + step, z), torch.where(better, found, best)
+            latents = torch.where(better[:, None], latents + step, latents)
+            best = torch.where(better, found, best)
             damping = damping * torch.where(better, 0.3, 5.0)[:, None, None]
-        spectrum = generator(z)
-        scaled = match_unit(flux, mask, spectrum)
-        parts.append((z, torch.where(mask, 0.0, scaled - spectrum), variance, mask))
+        z, x = latents.tensor_split((generator.latent_dim,), dim=-1)
+        spectrum = spectra(latents)
+        left = torch.where(mask, 0.0, match_unit(flux, mask, spectrum) - spectrum)
+        if passage is not None:
+            factor = passage.throughput(x) / passage(generator(z), x).abs().mean(-1, keepdim=True)
+            left, variance = passage.shift(-x).apply(left / factor), variance / factor.square()
+            left = torch.where(mask, 0.0, left)
+        parts.append((z, left, variance, mask))
     return Residuals(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 

@@ -15,21 +15,24 @@ from bayesspec.noise_level import NORMAL_MEDIAN
 
 from .clean import Residuals
 
-__all__ = ["inflated", "size_spread", "to_bulk"]
+__all__ = ["inflated", "size_spreads", "to_bulk"]
 
 SPREAD = 0.2, 1.0
 """Least and most spread of the log size of a star's residuals about what is usual for its kind."""
 
-SIZES = -2.0, 2.5, 37
+LEAST_SEEN = 0.3
+"""Share of the pixels around a knot that has to be seen to tell of the size there."""
+
+SIZES = -1.8, 2.4, 22
 """Log sizes that are tried: from, to, how many."""
 
 SHRINKAGE = 4.0
 """Unseen stars that a class's own inflation counts for nothing against."""
 
 
-def log_likelihood(term: ResidualTerm, residuals: Residuals, size: Tensor) -> Tensor:
+def log_likelihood(term: ResidualTerm, residuals: Residuals, h: Tensor) -> Tensor:
     """log p(x - G(z) | h), (N,), with w and e summed out: a Gaussian of diagonal plus low rank."""
-    found = posterior(term, residuals, size)
+    found = posterior(term, residuals, h)
     log_variance = torch.where(residuals.mask, 0.0, found.variance.log()).sum(-1)
     return -0.5 * (found.log_det + found.square + log_variance)
 
@@ -55,20 +58,22 @@ class Posterior(NamedTuple):
     """B Lambda(z) w at the mean, (N, D)."""
 
 
-def posterior(term: ResidualTerm, residuals: Residuals, size: Tensor | None = None) -> Posterior:
-    """What residuals say of w, given the size h, (N, 1), or at the usual one."""
-    size = residuals.z.new_zeros(len(residuals.z), 1) if size is None else size
-    tau_square = term.discrepancy(residuals.z, size).square()
+def posterior(term: ResidualTerm, residuals: Residuals, h: Tensor | None = None) -> Posterior:
+    """What residuals say of w, given the sizes h, (N, T + 2), or at the usual ones."""
+    h = residuals.z.new_zeros(len(residuals.z), term.sizes) if h is None else h
+    size, hw = term.size(h), torch.cat([h, h.new_zeros(len(h), term.components)], dim=-1)
+    tau_square = term.discrepancy(residuals.z, hw).square()
     variance = tau_square + residuals.variance
     weight = torch.where(residuals.mask, 0.0, 1 / variance)
     basis = term.basis.float()
     usual = term.local_offset(residuals.z) @ basis
     flux = torch.where(residuals.mask, 0.0, residuals.flux - usual)
-    factor = term.local_factor(residuals.z) * term.log_size(size).exp()[..., None]
-    gram = torch.stack([(basis * w) @ basis.T for w in weight])
+    factor = term.local_factor(residuals.z)
+    seen = (weight > 0).any(0)
+    gram = torch.stack([(basis[:, seen] * w) @ basis[:, seen].T for w in (weight * size.square())[:, seen]])
     precision = factor.mT @ gram @ factor + torch.eye(term.components)
     root = torch.linalg.cholesky(precision)
-    pull = (((flux * weight) @ basis.T)[:, None] @ factor)[:, 0]
+    pull = (((flux * weight * size) @ basis.T)[:, None] @ factor)[:, 0]
     mean = torch.cholesky_solve(pull[..., None], root)[..., 0]
     return Posterior(
         mean,
@@ -78,7 +83,7 @@ def posterior(term: ResidualTerm, residuals: Residuals, size: Tensor | None = No
         tau_square,
         variance,
         usual,
-        (factor @ mean[..., None])[..., 0] @ basis,
+        size * ((factor @ mean[..., None])[..., 0] @ basis),
     )
 
 
@@ -98,21 +103,34 @@ def inflated(
 
 
 def log_sizes(term: ResidualTerm, residuals: Residuals) -> Tensor:
-    """The log size of each star's residuals that is most probable of `SIZES`, (N, 1), before any prior."""
-    spread, sizes = term.spread.clone(), torch.linspace(*SIZES)
-    term.spread.fill_(1.0)
-    by_size = [log_likelihood(term, residuals, size.expand(len(residuals.z), 1)) for size in sizes]
-    term.spread.copy_(spread)
-    return sizes[torch.stack(by_size).argmax(0)][:, None]
+    """The log size of each star's residuals that is most probable of `SIZES`, (N,), before any prior."""
+    h, sizes = residuals.z.new_zeros(len(residuals.z), term.sizes), torch.linspace(*SIZES)
+    by_size = []
+    for size in sizes:
+        h[:, -1] = size / term.spread
+        by_size.append(log_likelihood(term, residuals, h))
+    return sizes[torch.stack(by_size).argmax(0)]
 
 
-def size_spread(term: ResidualTerm, unseen: Residuals) -> Tensor:
-    """Spread of the log size of unseen stars, within reason: of all of them, those like no other among them.
+def size_spreads(term: ResidualTerm, unseen: Residuals) -> tuple[Tensor, Tensor]:
+    """Spread of the log size of unseen stars, and that of its knots in a star, within reason.
 
-    Where there is little light, a star's size is not far from the usual one of this prior. With the spread of
-    most stars, from the median, intervals of 50 % would be wider there than they need be.
+    Sizes are found in the pixels around each knot. Their variance in a star is that of the knots; what the
+    means of stars have beyond is that of stars.
     """
-    return log_sizes(term, unseen).square().mean().sqrt().clamp(*SPREAD)
+    knots = len(term.between)
+    position = torch.linspace(0, knots - 1, unseen.flux.shape[-1]).round()
+    found = []
+    for t in range(knots):
+        mask = unseen.mask | (position != t)
+        size = log_sizes(term, replace(unseen, flux=torch.where(mask, 0.0, unseen.flux), mask=mask))
+        seen = (~mask).sum(-1) >= LEAST_SEEN * (position == t).sum()
+        found.append(torch.where(seen, size, torch.nan))
+    sizes = torch.stack(found, dim=-1)
+    sizes = sizes[sizes.isfinite().all(-1)]
+    local = sizes.var(-1).mean()
+    of_stars = sizes.mean(-1).square().mean() - local / sizes.shape[-1]
+    return tuple(v.clamp_min(0).sqrt().clamp(*SPREAD) for v in (of_stars, local))
 
 
 def _excess(term: ResidualTerm, residuals: Residuals) -> tuple[NDArray, NDArray]:
@@ -153,7 +171,7 @@ def bulk(term: ResidualTerm, residuals: Residuals) -> tuple[Tensor, Tensor]:
 
 
 def to_bulk(term: ResidualTerm, unseen: Residuals) -> None:
-    """Make tau the size of most of e in a typical unseen star: of the rest `fit_shares` takes care.
+    """Make tau the size of most of e in a typical unseen star: of the rest `fit_discrepancy` takes care.
 
     The likelihood, to which pixels far off are noise, finds that size in any star with enough light. Were tau
     their root mean square, intervals would be too wide where there is too little.

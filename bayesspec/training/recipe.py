@@ -33,8 +33,7 @@ from .passage import PassageRecipe, make_passage
 from .prior import PriorRecipe, fit_prior
 from .residual import ResidualRecipe, anchor_counts, fit_residual
 from .robust_noise import RobustNoiseRecipe, train_robust_noise
-from .shares import fit_shares
-from .unseen import fit_unseen_sizes
+from .shares import fit_discrepancy
 
 __all__ = ["Recipe", "train"]
 
@@ -236,6 +235,7 @@ def train(
         progress=progress,
     )
     network, term = _train_noise(train_exposures, recipe, checkpoints, progress), None
+    passage = make_passage(recipe.grid, recipe.passage) if recipe.residual else None
     if isinstance(network, RobustNoiseNetwork):
         _round(encoder, generator)
         term, latents = fit_residual(
@@ -247,6 +247,7 @@ def train(
             reference=network.reference,
             seed=recipe.seed + 2,
             model_vote=recipe.model_vote,
+            passage=passage,
         )
         z, metrics = latents.numpy(), robust_noise_metrics
     else:
@@ -254,13 +255,10 @@ def train(
     prior = fit_prior(z, train_stars, len(CLASSES), recipe.model_vote, recipe.prior)
 
     sources, spectra = np.unique(train_stars.source, return_counts=True)
-    passage = None if term is None else make_passage(recipe.grid, recipe.passage)
     parts = encoder, generator, prior, network
     model = StellarModel(recipe.grid, CLASSES, *parts, residual=term, passage=passage)
     if term is not None:
-        last: dict[str, Any] = {"seed": recipe.seed, "progress": progress}
-        term.share.copy_(fit_shares(model, stars, exposures, **last))
-        term.unseen_size.copy_(fit_unseen_sizes(model, stars, exposures, **last))
+        fit_discrepancy(model, stars, exposures, seed=recipe.seed, progress=progress)
     card = {
         "name": recipe.name,
         "recipe": recipe.to_dict(),

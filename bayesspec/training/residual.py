@@ -13,7 +13,7 @@ from sklearn.decomposition import TruncatedSVD
 from torch import Tensor
 
 from bayesspec.exceptions import BayesspecError
-from bayesspec.nn import Encoder, Generator, ResidualTerm
+from bayesspec.nn import Encoder, Generator, Passage, ResidualTerm
 
 from .clean import (
     FLOOR,
@@ -24,7 +24,7 @@ from .clean import (
     smooth,
     without_junk,
 )
-from .inflation import inflated, size_spread, to_bulk
+from .inflation import inflated, size_spreads, to_bulk
 from .library import CLASSES, StarLibrary
 
 __all__ = ["ResidualRecipe", "fit_residual"]
@@ -86,6 +86,7 @@ def fit_residual(
     reference: Tensor,
     seed: int,
     model_vote: float = 1.0,
+    passage: Passage | None = None,
 ) -> tuple[ResidualTerm, Tensor]:
     """Fit B, m(z), Lambda(z) and tau(z) to the residuals of training stars.
 
@@ -105,6 +106,7 @@ def fit_residual(
         reference: How noise goes with wavelength where a spectrum has no errors, (D,).
         seed: Of the anchors.
         model_vote: Vote of a theoretical star beside that of a real one.
+        passage: What happens to the light of these stars, too, on its way; none of it is a residual.
 
     Returns:
         The residual term, and the latents of the training stars that fit best, (N, L).
@@ -115,10 +117,10 @@ def fit_residual(
     weights = torch.as_tensor(train.sampling_weights(recipe.balance, model_vote)).float()
     counts = anchor_counts(train, recipe, model_vote)
     filled = filled_classes(train)
-    seen = fit_latents(generator, encoder, train, reference)
+    seen = fit_latents(generator, encoder, train, reference, passage)
     basis, sizes = _patterns(seen, weights.numpy(), recipe.patterns, seed)
     seen = less_noise_of_the_clean(without_junk(seen, basis), train, filled)
-    others = without_junk(fit_latents(generator, encoder, unseen, reference), basis)
+    others = without_junk(fit_latents(generator, encoder, unseen, reference, passage), basis)
     others = less_noise_of_the_clean(others, unseen, filled)
 
     term = ResidualTerm(
@@ -139,7 +141,8 @@ def fit_residual(
     larger = inflated(term, seen, train.klass, others, unseen.klass)
     _fit_anchors(term, larger, sizes, of_own_kind, recipe)
     to_bulk(term, others)
-    term.spread.copy_(size_spread(term, others))
+    for buffer, spread in zip((term.spread, term.local_spread), size_spreads(term, others), strict=True):
+        buffer.copy_(spread)
     return term.requires_grad_(False), seen.z
 
 

@@ -1,23 +1,26 @@
-"""The last step but one: how e is spread beneath what is found of unseen stars with noise of other nights."""
+"""The last step: how e is spread beneath what is found of unseen stars with noise of other nights."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bayesspec.inference.denoise import denoise
 from bayesspec.model import StellarModel
 from bayesspec.nn.residual import WIDTHS
+from bayesspec.noise_level import NORMAL_MEDIAN
 
 from .clean import Residuals, smooth, without_junk
 from .exposures import NoiseLibrary
 from .library import StarLibrary
 from .simulation import NoisyStars, choose_sides, high_snr, simulate
 
-__all__ = ["fit_shares", "most_probable_shares"]
+__all__ = ["fit_discrepancy", "most_probable_shares"]
 
 SNR = 100.0
 """Of the spectra: so much light that what is found of a star beside e is hardly uncertain."""
@@ -28,22 +31,26 @@ PER_CLASS = 16
 TYPICAL = 6.0
 """Stars of a class that those of all classes count as, where the class's own shares are counted."""
 
-LEAST_SHARES = 1e-3, 1e-3, 1e-3, 1e-3, 3e-5, 1e-5
+LEAST_SHARES = 1e-3, 1e-3, 1e-3, 1e-3, 3e-5
 """Of pixels whose discrepancy is each of `WIDTHS` as large as usual."""
+
+ROUNDS = 2
+"""Fits of these stars, each with what the one before has found."""
 
 SMOOTH = 9
 """Pixels over which shares are averaged."""
 
 
 @torch.no_grad()
-def fit_shares(
+def fit_discrepancy(
     model: StellarModel, stars: StarLibrary, noise: NoiseLibrary, *, seed: int, progress: bool = False
-) -> Tensor:
-    """How often e has each of `WIDTHS`, for every class and pixel: (kinds, K, D), of sum 1 over K.
+) -> None:
+    """Bring the residual term to the sizes that unseen stars have: of w, of e, and shares of its widths.
 
-    Unseen stars are given the noise of unseen nights and denoised. What is then left of the truth is e as it
-    is, in units of tau as the likelihood finds it: a strong line that no pattern has is an outlier to the
-    likelihood and does not widen its tau.
+    Unseen stars are given the noise of unseen nights and denoised. The size that is found in them on average
+    is made the usual one. What is then left of the truth is e, in units of tau as the likelihood finds it:
+    tau is made the size of most of it, and shares, for every class and pixel, are what makes it most
+    probable. Since all of these bear on what is found, this is done `ROUNDS` times.
 
     Arguments:
         model: The model, all else of it fitted.
@@ -57,26 +64,54 @@ def fit_shares(
     """
     chosen = choose_sides(stars, noise, PER_CLASS, "validation")
     data = simulate("high_snr", partial(high_snr, levels=(SNR,)), *chosen, model.grid, seed=seed)
-    square, observed = _left(model, data, progress)
-    usual = most_probable_shares(square, observed)
-    shares = usual.repeat(len(model.residual.share), 1, 1)
-    for c in np.unique(data.klass):
-        own = torch.as_tensor(data.klass == c)
-        shares[c] = most_probable_shares(square[own], observed[own], usual, TYPICAL)
-    return shares
+    for _ in range(ROUNDS):
+        left = _left(model, data, progress)
+        usual_size = _usual_sizes(left.log_size, data.klass, len(model.classes))[model.residual.kind]
+        bulk = NORMAL_MEDIAN**2 * left.square[left.observed > 0].median()
+        model.residual.factor *= usual_size.exp()[:, None, None]
+        model.residual.log_bands += usual_size[:, None]
+        model.residual.log_discrepancy += 0.5 * bulk.log()
+        square, observed = left.square / bulk, left.observed
+        usual = most_probable_shares(square, observed)
+        model.residual.share.copy_(usual.expand_as(model.residual.share))
+        for c in np.unique(data.klass):
+            own = torch.as_tensor(data.klass == c)
+            model.residual.share[c] = most_probable_shares(square[own], observed[own], usual, TYPICAL)
 
 
-def _left(model: StellarModel, data: NoisyStars, progress: bool) -> tuple[Tensor, Tensor]:
-    """Squares of what the most probable spectra leave of the truth, over tau's, and where that is known."""
+class _Left(NamedTuple):
+    """What the most probable spectra leave of N truths."""
+
+    square: Tensor
+    """Squares in units of tau at the size that was found, (N, D)."""
+    observed: Tensor
+    """1 where that is known, else 0, (N, D)."""
+    log_size: Tensor
+    """Mean log size of the residuals, (N,)."""
+
+
+def _left(model: StellarModel, data: NoisyStars, progress: bool) -> _Left:
     found = denoise(data.observations(), model=model, method="map", progress=progress)
     latents = torch.as_tensor(found.latents)
     unit = (found.scale * found.exposure_unit)[:, :1]
     left = torch.as_tensor((data.truth / unit).astype(np.float32)) - model.spectrum(latents)
     unknown = torch.as_tensor(data.truth_mask | data.mask.all(axis=1))
-    parts = latents[:, : model.latent_dim], torch.where(unknown, 0.0, left), torch.zeros_like(left), unknown
+    z, _, hw = model.parts(latents)
+    parts = z, torch.where(unknown, 0.0, left), torch.zeros_like(left), unknown
     clean = without_junk(Residuals(*parts), model.residual.basis.float())
-    tau = model.discrepancy(latents)
-    return (clean.flux / tau).square(), (~clean.mask).float()
+    log_size = model.residual.log_sizes(model.residual.split(hw)[0]).mean(-1)
+    return _Left((clean.flux / model.discrepancy(latents)).square(), (~clean.mask).float(), log_size)
+
+
+def _usual_sizes(log_size: Tensor, klass: NDArray[np.int64], classes: int) -> Tensor:
+    """Mean log size of the stars of every class, drawn to that of all classes, (classes,)."""
+    means = {int(c): log_size[klass == c].mean() for c in np.unique(klass)}
+    every = torch.stack(list(means.values())).mean()
+    sizes = every.repeat(classes)
+    for c, mean in means.items():
+        count = int((klass == c).sum())
+        sizes[c] = (count * mean + TYPICAL * every) / (count + TYPICAL)
+    return sizes
 
 
 def most_probable_shares(
@@ -100,8 +135,8 @@ def most_probable_shares(
     Example:
         >>> square = torch.randn(500, 64, generator=torch.Generator().manual_seed(0)).square()
         >>> share = most_probable_shares(4 * square, torch.ones(500, 64))
-        >>> WIDTHS[int(share.mean(1).argmax())]  # most of it is twice as wide
-        2.0
+        >>> WIDTHS[int(share.mean(1).argmax())]  # most of it is about twice as wide
+        2.4
     """
     widths, least = (torch.tensor(values)[:, None] for values in (WIDTHS, LEAST_SHARES))
     before = torch.full((len(WIDTHS), square.shape[-1]), 1 / len(WIDTHS)) if before is None else before

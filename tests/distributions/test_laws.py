@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -12,7 +13,7 @@ import torch
 from pyro.distributions.testing.gof import auto_goodness_of_fit
 from torch import Tensor, nn
 
-from bayesspec.distributions import ClassKDE, NoiseFlow, RobustNoiseFlow
+from bayesspec.distributions import ClassKDE, NoiseFlow, RobustNoiseFlow, SharedDiscrepancy
 
 F64 = torch.float64
 TOLERANCE = {torch.float32: {"rtol": 2e-5, "atol": 2e-5}, F64: {"rtol": 1e-10, "atol": 1e-10}}
@@ -22,7 +23,7 @@ TOLERANCE = {torch.float32: {"rtol": 2e-5, "atol": 2e-5}, F64: {"rtol": 1e-10, "
 class Case:
     """A distribution by its arguments, and which of them carry the batch or a gradient."""
 
-    family: type
+    family: Callable
     arguments: dict
     batched: tuple[str, ...]
     differentiable: tuple[str, ...]
@@ -63,6 +64,46 @@ def robust_case(robust_network: Callable, masked: bool) -> Case:
     return Case(RobustNoiseFlow, arguments, batched, ("loc", "scale", *widths), flow.shape)
 
 
+KINDS = (0.5, 1.0, 20.0)
+
+
+def shares(*batch: int) -> Tensor:
+    """Of these widths, (..., 3, 6)."""
+    return (torch.rand(*batch, 3, 6, dtype=F64) + 0.1).softmax(-2)
+
+
+def widths_case(robust_network: Callable) -> Case:
+    """A discrepancy of several widths."""
+    robust = robust_case(robust_network, masked=True)
+    arguments = robust.arguments | {"shares": shares(2, 3)}
+    batched, differentiable = (*robust.batched, "shares"), (*robust.differentiable, "shares")
+    return Case(partial(RobustNoiseFlow, kinds=KINDS), arguments, batched, differentiable, robust.shape)
+
+
+def share_discrepancy(validate_args: bool, **arguments: Tensor) -> SharedDiscrepancy:
+    flow = RobustNoiseFlow(**arguments, kinds=KINDS, validate_args=validate_args)
+    return SharedDiscrepancy(flow, validate_args=validate_args)
+
+
+def shared_case(robust_network: Callable, masked: bool) -> Case:
+    """Two exposures of six stars."""
+    arguments = {
+        "loc": torch.randn(2, 3, 1, 6, dtype=F64),
+        "network": robust_network(6, 2),
+        "noise_std": torch.rand(2, 3, 2, 6, dtype=F64) + 0.3,
+        "scale": torch.rand(2, 3, 2, dtype=F64) + 0.5,
+        "discrepancy": torch.rand(2, 3, 1, 6, dtype=F64) + 0.1,
+        "shares": shares(2, 3, 1),
+    }
+    differentiable = tuple(name for name in arguments if name != "network")
+    if masked:
+        observed = torch.ones(2, 3, 2, 6, dtype=torch.bool)
+        observed[0, 1, :, 4] = observed[1, 2, 0, 0] = observed[1, 0, 1] = False
+        arguments["observed"] = observed
+    batched = tuple(name for name in arguments if name != "network")
+    return Case(share_discrepancy, arguments, batched, differentiable, ((2, 3), (2, 6)))
+
+
 def kde_case(isotropic: bool, shaped: bool = False) -> Case:
     weights = torch.rand(4, 5, dtype=F64)
     weights[1, 2:] = weights[3, 4:] = 0.0  # padding
@@ -82,9 +123,24 @@ def kde_case(isotropic: bool, shaped: bool = False) -> Case:
 
 
 @pytest.fixture(
-    params=["flow", "flow-masked", "robust", "robust-masked", "kde", "kde-anisotropic", "kde-shaped"]
+    params=[
+        "flow",
+        "flow-masked",
+        "robust",
+        "robust-masked",
+        "robust-widths",
+        "shared",
+        "shared-masked",
+        "kde",
+        "kde-anisotropic",
+        "kde-shaped",
+    ]
 )
 def case(request: pytest.FixtureRequest, network: Callable, robust_network: Callable) -> Case:
+    if request.param == "robust-widths":
+        return widths_case(robust_network)
+    if request.param.startswith("shared"):
+        return shared_case(robust_network, masked=request.param.endswith("masked"))
     if request.param.startswith("robust"):
         return robust_case(robust_network, masked=request.param.endswith("masked"))
     if request.param.startswith("flow"):
@@ -92,7 +148,7 @@ def case(request: pytest.FixtureRequest, network: Callable, robust_network: Call
     return kde_case(request.param != "kde-anisotropic", shaped=request.param == "kde-shaped")
 
 
-@pytest.fixture(params=["flow", "robust", "kde", "kde-shaped"])
+@pytest.fixture(params=["flow", "robust", "shared", "kde", "kde-shaped"])
 def planar(
     request: pytest.FixtureRequest, network: Callable, robust_network: Callable
 ) -> dist.TorchDistribution:
@@ -100,6 +156,11 @@ def planar(
     if request.param == "robust":
         loc, noise_std, discrepancy = torch.tensor([[0.3, -0.2], [0.6, 0.4], [0.5, 0.7]], dtype=F64)
         return RobustNoiseFlow(loc, robust_network(2, kernel=1), noise_std, 1.3, discrepancy)
+    if request.param == "shared":
+        loc, discrepancy, *noise_std = torch.tensor([0.3, 0.5, 0.6, 0.3], dtype=F64).reshape(4, 1, 1)
+        share = torch.tensor([[0.3], [0.68], [0.02]], dtype=F64)
+        arguments = loc, robust_network(1, kernel=1), torch.cat(noise_std), torch.tensor([1.3, 0.8]).to(loc)
+        return SharedDiscrepancy(RobustNoiseFlow(*arguments, discrepancy, None, share, (0.5, 1.0, 3.0)))
     if request.param == "flow":
         loc = torch.tensor([0.3, -0.2], dtype=F64)
         return NoiseFlow(loc, network(kernel=1), scale=torch.tensor(1.3, dtype=F64))
@@ -113,7 +174,7 @@ def planar(
 
 def random_part(d: dist.TorchDistribution) -> Tensor:
     """Where draws are random: everywhere, but at pixels that a flow does not observe."""
-    observed = getattr(d, "observed", None)
+    observed = getattr(getattr(d, "flow", d), "observed", None)
     return torch.ones(d.shape(), dtype=torch.bool) if observed is None else observed
 
 
@@ -123,7 +184,8 @@ def test_shapes(case: Case, sample_shape: tuple[int, ...]) -> None:
     d, (batch, event) = case.build(), case.shape
     value = d.sample(sample_shape)
 
-    assert (d.batch_shape, d.event_shape, d.event_dim, d.support.event_dim) == (batch, event, 1, 1)
+    assert (d.batch_shape, d.event_shape) == (batch, event)
+    assert d.event_dim == d.support.event_dim == len(event)
     assert value.shape == d.shape(torch.Size(sample_shape)) == (*sample_shape, *batch, *event)
     assert d.log_prob(value).shape == (*sample_shape, *batch)
     assert not d.has_enumerate_support
@@ -179,7 +241,7 @@ def test_gradients(case: Case) -> None:
     def log_prob(value: Tensor, *changed: Tensor) -> Tensor:
         return case.build(**dict(zip(case.differentiable, changed, strict=True))).log_prob(value)
 
-    assert torch.autograd.gradcheck(log_prob, inputs)
+    assert torch.autograd.gradcheck(log_prob, inputs, fast_mode=len(case.shape[1]) > 1)  # of many, for time
     assert torch.autograd.gradgradcheck(
         lambda value: case.build().log_prob(value), inputs[:1], fast_mode=True
     )
@@ -198,8 +260,8 @@ def test_function_transforms(case: Case) -> None:
 
 def test_integrates_to_one(planar: dist.TorchDistribution) -> None:
     """A density over the plane integrates to one."""
-    axis = torch.linspace(-12, 12, 481, dtype=F64)
-    value = torch.cartesian_prod(axis, axis)
+    axis = torch.linspace(-12, 12, 301, dtype=F64)
+    value = torch.cartesian_prod(axis, axis).reshape(-1, *planar.shape())
     mass = planar.log_prob(value).exp().sum() * (axis[1] - axis[0]) ** 2
     torch.testing.assert_close(mass.item(), 1.0, rtol=1e-4, atol=0.0)
 
@@ -207,7 +269,7 @@ def test_integrates_to_one(planar: dist.TorchDistribution) -> None:
 def test_samples_follow_density(planar: dist.TorchDistribution) -> None:
     """The goodness of fit of samples to the density is no accident."""
     value = planar.sample((20_000,))
-    assert auto_goodness_of_fit(value, planar.log_prob(value).exp()) > 1e-3
+    assert auto_goodness_of_fit(value.flatten(1), planar.log_prob(value).exp()) > 1e-3
 
 
 def test_permutation(case: Case) -> None:

@@ -33,8 +33,15 @@ def flow(robust_network: Callable) -> RobustNoiseFlow:
     )
 
 
+@pytest.fixture
+def mixed(flow: RobustNoiseFlow) -> RobustNoiseFlow:
+    """The same with a discrepancy of three widths, whose shares differ from pixel to pixel."""
+    shares = (torch.randn(2, 1, 3, D, dtype=F64)).softmax(-2)
+    return changed(flow, shares=shares, kinds=(0.5, 1.0, 4.0))
+
+
 def changed(flow: RobustNoiseFlow, **arguments: Tensor | bool | None) -> RobustNoiseFlow:
-    names = ("loc", "network", "noise_std", "scale", "discrepancy", "observed")
+    names = ("loc", "network", "noise_std", "scale", "discrepancy", "observed", "shares", "kinds")
     return RobustNoiseFlow(**{name: getattr(flow, name) for name in names} | arguments)
 
 
@@ -134,30 +141,52 @@ def test_one_gaussian_is_a_convolution(flow: RobustNoiseFlow) -> None:
 
 
 @pytest.mark.usefixtures("no_hits")
-def test_discrepancy_is_an_integral(flow: RobustNoiseFlow) -> None:
-    """A term is that of the noise alone, integrated over the discrepancy by quadrature."""
-    y = flow.sample()
+def test_discrepancy_is_an_integral(mixed: RobustNoiseFlow) -> None:
+    """A term is that of the noise alone, integrated over e; e given the data has the integrand's moments."""
+    flow, y = mixed, mixed.sample()
     centre, alpha = flow.conditional(y)
     sigma, tau, _ = flow.widths()
     log_weights, scales = flow.network.mixture()
 
-    x = torch.linspace(-9, 9, 3001, dtype=F64)[:, None, None, None]
+    x = torch.linspace(-30, 30, 12001, dtype=F64)[:, None, None, None]
+    prior = torch.zeros(12001, 2, 3, D, dtype=F64)
+    for share, width in zip(flow.shares.unbind(-2), flow.kinds, strict=True):
+        prior += share * torch.exp(-0.5 * (x / width).square()) / (width * math.sqrt(2 * math.pi))
     noise = torch.distributions.Normal(0.0, (alpha.exp() * sigma)[..., None] * scales, validate_args=False)
     left = flow.residual(y) - centre - x * tau
-    density = (log_weights + noise.log_prob(left[..., None])).logsumexp(-1) - x.square() / 2
-    integral = (density.exp().sum(0) * 0.006 / math.sqrt(2 * math.pi)).log() - flow.scale.log()[..., None]
-    torch.testing.assert_close(
-        flow.log_prob_terms(y)[flow.observed], integral[flow.observed], rtol=1e-6, atol=1e-6
-    )
+    density = (log_weights + noise.log_prob(left[..., None])).logsumexp(-1).exp() * prior
+    integral = (density.sum(0) * 0.005).log() - flow.scale.log()[..., None]
+    seen = flow.observed
+    torch.testing.assert_close(flow.log_prob_terms(y)[seen], integral[seen], rtol=1e-6, atol=1e-6)
+
+    found, odds = flow.discrepancy_given(y), density / density.sum(0)
+    mean = (odds * x * tau).sum(0)
+    spread = (odds * (x * tau - mean).square()).sum(0)
+    torch.testing.assert_close(found.mean[seen], mean[seen], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.variance[seen], spread[seen], rtol=1e-5, atol=1e-6)
+    assert (found.mean[~seen] == 0).all()
+    usual = sum(s * k**2 for s, k in zip(flow.shares.unbind(-2), flow.kinds, strict=True))
+    torch.testing.assert_close(found.variance[~seen], (usual * flow.discrepancy**2).expand(2, 3, D)[~seen])
 
 
-def test_no_discrepancy_is_none(flow: RobustNoiseFlow) -> None:
-    """A discrepancy of zero is none, and then both precisions are one."""
-    y, none = flow.sample(), changed(flow, discrepancy=None)
-    zero = changed(flow, discrepancy=torch.zeros(D, dtype=F64))
-    torch.testing.assert_close(zero.log_prob(y), none.log_prob(y))
-    torch.testing.assert_close(none.precision(y), none.noise_precision(y), rtol=0.0, atol=0.0)
-    assert (flow.noise_precision(y) >= flow.precision(y)).all()
+def test_draws_of_the_discrepancy(mixed: RobustNoiseFlow) -> None:
+    """e is drawn from its posterior, and e and y drawn together are e drawn given y."""
+    y = mixed.sample()
+    found = mixed.discrepancy_given(y.expand(20_000, 2, 3, D))
+    drawn = found.sample()
+    error = (drawn.mean(0) - found.mean[0]) / (found.variance[0] / len(drawn)).sqrt()
+    assert error.abs().max() < 5
+    assert ((drawn.var(0) / found.variance[0]).log().abs() < 0.4).all()  # tails are heavy
+
+    e = mixed.sample_discrepancy(torch.Size([20_000, 2, 3, D]))
+    y = mixed.sample_given(e, e.shape)
+    again = mixed.discrepancy_given(y).sample()
+    for power in (0.5, 1.0):
+        apart = (again.abs() ** power - e.abs() ** power)[:, mixed.observed]
+        assert ((apart.mean(0) / (apart.std(0) / len(e) ** 0.5)).abs() < 5).all()
+    away = mixed.residual(y)  # and it goes with the data as it did
+    apart = ((again - e) * away.tanh())[:, mixed.observed]
+    assert ((apart.mean(0) / (apart.std(0) / len(e) ** 0.5)).abs() < 5).all()
 
 
 @pytest.mark.usefixtures("no_hits")
@@ -169,32 +198,10 @@ def test_a_large_discrepancy_leaves_nothing_to_predict(flow: RobustNoiseFlow) ->
     torch.testing.assert_close(wide.whiten(y).detach(), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.usefixtures("no_hits")
-def test_a_known_discrepancy_is_no_noise(flow: RobustNoiseFlow) -> None:
-    """Given e the centres are those of a flow without e on y - a e; of e itself the density is the same."""
-    y, e = flow.sample(), 0.1 * torch.randn(flow.loc.shape, dtype=F64)
-    without = changed(flow, discrepancy=None)
-    centre, alpha = without.conditional(y - flow.scale[..., None] * e)
-    found = flow.noise_given(y, (1.0, 5.0), e)
-    torch.testing.assert_close(
-        found.beyond, torch.where(flow.observed, flow.residual(y) - centre, 0.0), rtol=1e-9, atol=1e-9
-    )
-    sigma, tau, _ = flow.widths()
-    log_weights, scales = flow.network.mixture()
-    for k, width in enumerate((1.0, 5.0)):
-        variance = [((alpha.exp() * sigma) * c).square() + (width * tau).square() for c in scales]
-        parts = [torch.distributions.Normal(centre, v.sqrt(), validate_args=False) for v in variance]
-        terms = torch.stack(
-            [w + p.log_prob(flow.residual(y)) for w, p in zip(log_weights, parts, strict=True)]
-        )
-        expected = terms.logsumexp(0)
-        torch.testing.assert_close(found.log_density[k][flow.observed], expected[flow.observed])
-    for part in found:
-        assert (part[..., ~flow.observed.expand(part.shape[-flow.observed.dim() :])] == 0).all()
-
-
-def test_precision_is_the_slope(flow: RobustNoiseFlow) -> None:
+@pytest.mark.parametrize("widths", ["one", "several"])
+def test_precision_is_the_slope(flow: RobustNoiseFlow, mixed: RobustNoiseFlow, widths: str) -> None:
     """A term's slope by its own residual is -precision (r - centre), its curvature that of the slope."""
+    flow = flow if widths == "one" else mixed
     y = flow.sample()
     y[..., :-1] += 3.0  # the last pixel's slope has no part in other terms
     centre, _ = flow.conditional(y)
@@ -205,7 +212,7 @@ def test_precision_is_the_slope(flow: RobustNoiseFlow) -> None:
     residual = (flow.residual(y) - centre)[..., -1]
     torch.testing.assert_close((a * slope[..., -1])[seen], -(flow.precision(y)[..., -1] * residual)[seen])
     torch.testing.assert_close((a.square() * second[..., -1])[seen], -flow.curvature(y)[..., -1][seen])
-    for weight in (flow.precision(y), flow.noise_precision(y), flow.curvature(y)):
+    for weight in (flow.precision(y), flow.curvature(y)):
         assert (weight[~flow.observed] == 0).all()
     assert (flow.precision(y)[flow.observed] > 0).all()
 
@@ -244,7 +251,7 @@ def test_unobserved_values_have_no_influence(flow: RobustNoiseFlow, junk: float)
         flow_ = changed(flow, loc=loc, scale=scale, noise_std=noise_std, discrepancy=discrepancy)
         log_prob = flow_.log_prob(y)
         gradients = torch.autograd.grad(log_prob.sum(), [*values, loc, scale, *flow.network.parameters()])
-        others = flow_.whiten(y), flow_.precision(y), flow_.noise_precision(y), flow_.curvature(y)
+        others = flow_.whiten(y), flow_.precision(y), flow_.curvature(y)
         return [log_prob.detach(), *gradients, *(x.detach() for x in others)]
 
     found = evaluate(junk)
@@ -310,5 +317,5 @@ def test_one_device(flow: RobustNoiseFlow, only_meta: type) -> None:
     arguments = {name: getattr(flow, name).to("meta") for name in tensors} | {"validate_args": False}
     there, y = changed(flow, network=flow.network.to("meta"), **arguments), arguments["loc"]
     with only_meta():
-        told = (there.whiten, there.precision, there.noise_precision, there.curvature, there.log_prob_terms)
+        told = (there.whiten, there.precision, there.curvature, there.log_prob_terms)
         assert {tuple(tell(y).shape) for tell in told} == {(2, 3, D)}

@@ -36,12 +36,12 @@ def curved(gaussian_stellar, gaussian_stellar_batch):
 def test_exact_where_the_noise_is_gaussian(curved):
     """At cores far from where it was made, the density over that of w does not depend on w.
 
-    The scale stays what it was there: it is the noise's, too.
+    The scale and the noise level stay what they were there.
     """
     target, given = curved
     core, _ = points(target, 1, seed=3)
     reference, _ = points(target, 1, seed=2)
-    scale = slice(target.latent_dim, target.end)
+    scale = slice(target.latent_dim, target.end + 1)
     core[..., scale] = reference[..., scale]
     core = core.expand(7, -1, -1)
     normal = torch.randn(7, len(target.batch), given.dim, dtype=core.dtype)

@@ -8,10 +8,8 @@ import torch
 
 import bayesspec
 from bayesspec import demo
-from bayesspec.batch import ObservationBatch
 from bayesspec.bundle import shipped
 from bayesspec.distributions import RobustNoiseFlow
-from bayesspec.inference.level import infer_noise_level
 from bayesspec.physics.doppler import Shift
 from bayesspec.physics.throughput import BORDER, extinction_mode
 from bayesspec.runtime import seeded
@@ -89,24 +87,30 @@ def test_a_star_behind_dust_costs_what_one_in_front_does(model, observed):
     assert losses[1] < 2 * losses[0]
 
 
+def noise(model, one):
+    """The noise, a standard deviation in the star's unit, that is found with the star, (D,)."""
+    res = bayesspec.denoise(one, model=model)
+    batch = model.batch(one)
+    factor = model.noise_level(torch.as_tensor(res.latents).float(), batch).exp().item()
+    return factor * batch.ivar[0, 0].numpy() ** -0.5 * batch.unit_flux[0, 0].item()
+
+
 @pytest.mark.parametrize("level", [0.01, 0.1])
 def test_noise_level_is_inferred_in_any_unit(model, observed, level):
+    """Where the pipeline states none: it is a latent of the program, like the rest."""
     flux, sigma, _ = observed(level)
-    batches = [
-        infer_noise_level(model, ObservationBatch.from_observations([one], model.grid, dtype=torch.float32))
-        for one in (star(model, flux), star(model, 1e-17 * flux))
-    ]
-    unit = batches[0].unit_flux[0, 0].item()
-    ratio = (batches[0].ivar[0, 0] ** -0.5).numpy() * unit / sigma
+    found = [noise(model, star(model, unit * flux)) / unit for unit in (1.0, 1e-17)]
     # What a model cannot express of a bright star counts as its noise.
-    assert np.median(ratio) == pytest.approx(1, abs=0.1 if level > 0.05 else 0.25)
-    torch.testing.assert_close(batches[0].ivar, batches[1].ivar, rtol=1e-2, atol=0)
+    assert np.median(found[0] / sigma) == pytest.approx(1, abs=0.1 if level > 0.05 else 0.25)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-2)
 
 
-def test_errors_that_are_stated_are_believed(model, observed):
+def test_errors_that_are_stated_are_nearly_believed(model, observed):
+    """A pipeline that states twice the noise is found to, as far as the prior lets it be."""
     flux, sigma, _ = observed()
-    batch = ObservationBatch.from_observations([star(model, flux, 2 * sigma)], model.grid)
-    assert torch.equal(infer_noise_level(model, batch).ivar, batch.ivar)
+    stated, right = (np.median(noise(model, star(model, flux, by * sigma)) / sigma) for by in (2.0, 1.0))
+    assert right == pytest.approx(1, abs=0.05)
+    assert 1 < stated < 2
 
 
 def test_what_is_no_star_says_so(model, observed):
@@ -130,5 +134,5 @@ def test_output_is_better_than_the_input_and_intervals_hold(model, observed, lev
     res = bayesspec.denoise(star(model, flux, sigma, scale=1.0), model=model, uncertainty=True)
     assert np.mean((res.flux[0] - truth) ** 2) < np.mean((flux - truth) ** 2)
     inside = np.abs(res.flux[0] - truth) < 1.645 * res.flux_std[0]
-    assert 0.75 < inside.mean() < 0.99
+    assert 0.75 < inside.mean() < 0.995
     assert res.table["pareto_k"][0] < 0.7

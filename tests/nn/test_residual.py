@@ -12,7 +12,7 @@ from bayesspec.nn import ResidualTerm
 from bayesspec.nn.residual import FARTHEST, LOG_RANGE, WIDTHS
 
 F64 = torch.float64
-L, R, D, P = 3, 4, 50, 6
+L, R, D, P, T = 3, 4, 50, 6, 3
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def term() -> ResidualTerm:
     """A residual term in float64 that uses every buffer."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        term = ResidualTerm(L, D, P, R, anchors=5, bands=6).double()
+        term = ResidualTerm(L, D, P, R, anchors=5, bands=6, knots=T).double()
         for name in ("basis", "anchors", "offset", "slope", "factor", "log_discrepancy", "log_bands"):
             getattr(term, name).normal_()
         yield term
@@ -30,21 +30,23 @@ def term() -> ResidualTerm:
 def test_shapes(term: ResidualTerm, batch: tuple[int, ...]) -> None:
     """Any batch, empty included."""
     z, hw = torch.randn(*batch, L, dtype=F64), torch.randn(*batch, term.dim, dtype=F64)
-    assert term.dim == R + 1
+    assert term.dim == T + 2 + R
     assert term(z, hw).shape == term.discrepancy(z, hw).shape == (*batch, D)
     assert term.local_offset(z).shape == (*batch, P)
     assert term.local_factor(z).shape == (*batch, P, R)
-    assert term.jacobian(z, hw).shape == (*batch, D, R + 1)
+    assert term.jacobian(z, hw).shape == (*batch, D, T + 2 + R)
     assert term.jacobian_z(z, hw).shape == (*batch, D, L)
-    assert term.growth(hw).shape == batch
+    assert term.growth(hw[..., : T + 2]).shape == (*batch, D, T + 2)
 
 
 def test_term_is_what_its_formula_says(term: ResidualTerm) -> None:
-    """B (m + g Lambda w), each interpolated between the anchors."""
-    z, hw = torch.randn(5, L, dtype=F64), torch.randn(5, R + 1, dtype=F64)
-    size = term.log_size(hw[:, :1]).exp()
-    coefficients = term.local_offset(z) + (term.local_factor(z) @ (size * hw[:, 1:])[..., None])[..., 0]
-    torch.testing.assert_close(term(z, hw), coefficients @ term.basis)
+    """B m + S (B Lambda w), each interpolated between the anchors."""
+    z, hw = torch.randn(5, L, dtype=F64), torch.randn(5, term.dim, dtype=F64)
+    h, w = term.split(hw)
+    scattered = (term.local_factor(z) @ w[..., None])[..., 0] @ term.basis
+    expected = term.local_offset(z) @ term.basis + term.size(h) * scattered
+    torch.testing.assert_close(term(z, hw), expected)
+    torch.testing.assert_close((term.patterns_of(z) @ w[..., None])[..., 0], scattered)
 
 
 def test_anchors_share_what_lies_between_them(term: ResidualTerm) -> None:
@@ -69,17 +71,6 @@ def test_shares_are_those_of_the_kind(term: ResidualTerm) -> None:
     torch.testing.assert_close(term.shares(term.anchors), term.share[term.kind])
 
 
-def test_unseen_sizes_are_those_of_the_kind(term: ResidualTerm) -> None:
-    """As shares are; between two anchors they are between theirs."""
-    term.unseen_size.normal_()
-    term.kind.copy_(torch.tensor([0, 3, 3, 9, 0]))
-    for part, own in zip(term.unseen_sizes(torch.randn(2, 7, L, dtype=F64)), term.unseen_size.T, strict=True):
-        assert part.shape == (2, 7)
-        assert ((part > own[[0, 3, 9]].min()) & (part < own[[0, 3, 9]].max())).all()
-    term.anchors *= 1e4
-    torch.testing.assert_close(torch.stack(term.unseen_sizes(term.anchors), -1), term.unseen_size[term.kind])
-
-
 def test_mean_is_linear_around_an_anchor(term: ResidualTerm) -> None:
     """The mean grows by the anchor's slopes, as far as its say and the widths reach."""
     term.anchors *= 1e4
@@ -93,8 +84,8 @@ def test_mean_is_linear_around_an_anchor(term: ResidualTerm) -> None:
 
 def test_jacobian_is_that_of_autograd(term: ResidualTerm) -> None:
     """Derivatives by z, h and w of every star, far from all anchors too, small and large sizes alike."""
-    z, hw = torch.randn(5, L, dtype=F64), torch.randn(5, R + 1, dtype=F64)
-    hw[3:, 0] = torch.tensor([-9.0, 9.0])
+    z, hw = torch.randn(5, L, dtype=F64), torch.randn(5, term.dim, dtype=F64)
+    hw[3:, :T] = torch.tensor([[-9.0], [9.0]])
     z[4] += 30.0
     by_z, by_hw = torch.func.vmap(torch.func.jacrev(term, argnums=(0, 1)))(z, hw)
     torch.testing.assert_close(term.jacobian(z, hw), by_hw)
@@ -102,23 +93,39 @@ def test_jacobian_is_that_of_autograd(term: ResidualTerm) -> None:
 
 
 def test_growth_is_the_slope_of_the_log_size(term: ResidualTerm) -> None:
-    """For any h; the spread itself where the size is the usual one."""
-    hw = torch.zeros(81, R + 1, dtype=F64)
-    hw[:, 0] = torch.linspace(-20, 20, 81)
-    h = hw[:, 0].clone().requires_grad_()
-    (slope,) = torch.autograd.grad(term.log_size(h).sum(), h)
-    torch.testing.assert_close(term.growth(hw), slope)
-    torch.testing.assert_close(term.growth(hw)[40], term.spread)
-    assert (slope > 0).all()
-    torch.testing.assert_close(term.log_size(h.detach()), -term.log_size(-h.detach()))
+    """For any h; at the usual size the spreads themselves, those of the knots as far as each reaches."""
+    h = 5 * torch.randn(81, T + 2, dtype=F64)
+    h[40] = 0
+    slope = torch.func.vmap(torch.func.jacrev(lambda h: term.size(h).log()))(h)
+    torch.testing.assert_close(term.growth(h), slope)
+    torch.testing.assert_close(term.growth(h)[40, :, -1], term.spread.expand(D))
+    torch.testing.assert_close(term.growth(h)[40, :, 1:-1], term.local_spread * term.between.T)
+
+
+def test_sizes_along_the_spectrum(term: ResidualTerm) -> None:
+    """At a knot the size is the knot's; without knots of its own a star has one size, that of its number."""
+    h = torch.randn(81, T + 2, dtype=F64)
+    at = torch.linspace(0, D - 1, T).round().long()
+    torch.testing.assert_close(term.size(h)[:, at[[0, -1]]], term.log_sizes(h)[:, [0, -1]].exp())
+    h[:, :-1] = 0
+    torch.testing.assert_close(term.size(h), term.log_size(h[:, -1:]).exp().expand(81, D))
+    assert (term.log_sizes(1e3 * h).abs() <= LOG_RANGE).all()
+    torch.testing.assert_close(term.log_sizes(-h), -term.log_sizes(h))
+
+
+def test_mean_size_is_standard_normal(term: ResidualTerm) -> None:
+    """Over the prior."""
+    found = term.mean_size(torch.randn(20_000, T + 2, dtype=F64))
+    assert abs(found.mean()) < 0.03
+    assert abs(found.std() - 1) < 0.03
 
 
 def test_size_multiplies_all_residuals(term: ResidualTerm) -> None:
-    """What deviates from the usual, and the discrepancy, by the same factor at every pixel."""
-    z, hw = torch.randn(5, L, dtype=F64), torch.randn(5, R + 1, dtype=F64)
+    """What deviates from the usual, and the discrepancy, by the same factor in every pixel."""
+    z, hw = torch.randn(5, L, dtype=F64), torch.randn(5, term.dim, dtype=F64)
     usual, none = hw.clone(), torch.zeros_like(hw)
-    usual[:, 0] = 0
-    factor = term.log_size(hw[:, :1]).exp()
+    usual[:, : T + 2] = 0
+    factor = term.size(hw[:, : T + 2])
     torch.testing.assert_close(term.discrepancy(z, hw), factor * term.discrepancy(z, usual))
     mean = term(z, none)
     torch.testing.assert_close(term(z, hw) - mean, factor * (term(z, usual) - mean))
@@ -126,11 +133,11 @@ def test_size_multiplies_all_residuals(term: ResidualTerm) -> None:
 
 def test_residual_is_linear_in_w(term: ResidualTerm) -> None:
     """Twice the w, twice as far from the mean; w = 0 leaves the mean, of whatever size."""
-    z, hw = torch.randn(5, L, dtype=F64), torch.randn(5, R + 1, dtype=F64)
-    twice = torch.cat([hw[:, :1], 2 * hw[:, 1:]], dim=-1)
-    mean = term(z, torch.cat([hw[:, :1], 0 * hw[:, 1:]], dim=-1))
+    z, hw = torch.randn(5, L, dtype=F64), torch.randn(5, term.dim, dtype=F64)
+    h, w = term.split(hw)
+    mean = term(z, torch.cat([h, 0 * w], dim=-1))
     torch.testing.assert_close(mean, term.local_offset(z) @ term.basis)
-    torch.testing.assert_close(term(z, twice) - mean, 2 * (term(z, hw) - mean))
+    torch.testing.assert_close(term(z, torch.cat([h, 2 * w], dim=-1)) - mean, 2 * (term(z, hw) - mean))
 
 
 @pytest.mark.parametrize("far", [1.0, 1e2, 1e6])
@@ -139,15 +146,15 @@ def test_no_latent_breaks_it(term: ResidualTerm, far: float, dtype: torch.dtype)
     """However far z and h are, mean, factor and discrepancy stay within reach, and gradients finite."""
     term = term.to(dtype)
     z = (far * torch.randn(200, L, dtype=dtype)).requires_grad_()
-    hw = (far * torch.randn(200, R + 1, dtype=dtype)).requires_grad_()
+    hw = (far * torch.randn(200, term.dim, dtype=dtype)).requires_grad_()
     assert (term.away(z).norm(dim=-1) <= FARTHEST * term.width + 1e-5).all()
     most = term.offset.abs().amax(0) + FARTHEST * term.width * term.slope.norm(dim=1).amax(0)
     assert (term.local_offset(z).abs() <= most + 1e-5).all()
     assert (term.local_factor(z) >= term.factor.amin(0) - 1e-5).all()
-    discrepancy, size = term.discrepancy(z, hw), term.log_size(hw[:, :1])
+    discrepancy, (h, w) = term.discrepancy(z, hw), term.split(hw)
     assert (discrepancy > 0).all()
-    assert (size.abs() <= LOG_RANGE).all()
-    every = term(z, torch.cat([hw[:, :1], hw[:, 1:] / far], dim=-1)).sum() + discrepancy.log().sum()
+    assert (term.size(h).log().abs() <= LOG_RANGE + 1e-5).all()
+    every = term(z, torch.cat([h, w / far], dim=-1)).sum() + discrepancy.log().sum()
     for gradient in torch.autograd.grad(every, (z, hw)):
         assert gradient.isfinite().all()
 
@@ -164,9 +171,11 @@ def test_interpolation_is_linear(bands: int, size: int) -> None:
 
 def test_starts_the_same_for_all_stars() -> None:
     """A new term has one discrepancy for every z, and no pattern."""
-    term, z, hw = ResidualTerm(L, D, P, R), torch.randn(7, L), torch.randn(7, R + 1)
+    term, z = ResidualTerm(L, D, P, R), torch.randn(7, L)
+    hw = torch.randn(7, term.dim)
     assert (term(z, hw) == 0).all()
-    usual = torch.cat([0 * hw[:, :1], hw[:, 1:]], dim=-1)
+    h, w = term.split(hw)
+    usual = torch.cat([0 * h, w], dim=-1)
     torch.testing.assert_close(term.discrepancy(z, usual), torch.full((7, D), math.exp(-4.0)))
 
 
@@ -174,7 +183,7 @@ def test_its_config_builds_it(term: ResidualTerm) -> None:
     """A term of the same config takes its state and says the same."""
     twin = ResidualTerm(**term.config).double()
     twin.load_state_dict(term.state_dict())
-    z, hw = torch.randn(5, L, dtype=F64), torch.randn(5, R + 1, dtype=F64)
+    z, hw = torch.randn(5, L, dtype=F64), torch.randn(5, term.dim, dtype=F64)
     assert torch.equal(twin(z, hw), term(z, hw))
     assert torch.equal(twin.discrepancy(z, hw), term.discrepancy(z, hw))
 
@@ -182,8 +191,8 @@ def test_its_config_builds_it(term: ResidualTerm) -> None:
 def test_runs_on_a_device_without_a_cpu_tensor_in_the_way(term: ResidualTerm, only_meta) -> None:
     """Term, sizes and derivatives touch no tensor but those of the device they are on."""
     term = copy.deepcopy(term).to("meta")
-    z, hw = torch.zeros(5, L, dtype=F64, device="meta"), torch.zeros(5, R + 1, dtype=F64, device="meta")
+    z, hw = (torch.zeros(5, size, dtype=F64, device="meta") for size in (L, term.dim))
     with only_meta():
         assert term(z, hw).shape == term.discrepancy(z, hw).shape == (5, D)
-        assert term.jacobian(z, hw).shape == (5, D, R + 1)
+        assert term.jacobian(z, hw).shape == (5, D, term.dim)
         assert term.jacobian_z(z, hw).shape == (5, D, L)
