@@ -117,14 +117,16 @@ class SharedDiscrepancy(TorchDistribution):
         if not self._joint:
             return self.flow.precision(value)
         alone, left = self._alone(value)
-        return left * self._where_observed(alone.precision())
+        several = left * self._where_observed(alone.precision())
+        return torch.where(self._by_one, self.flow.precision(value), several)
 
     def curvature(self, value: Tensor) -> Tensor:
         """Minus the second derivatives by s, likewise: of several exposures exactly where e is known."""
         if not self._joint:
             return self.flow.curvature(value)
         alone, left = self._alone(value)
-        return left * self._where_observed(alone.curvature())
+        several = left * self._where_observed(alone.curvature())
+        return torch.where(self._by_one, self.flow.curvature(value), several)
 
     def _alone(self, value: Tensor) -> tuple[PixelMixture, Tensor]:
         """The noise beside the mean of e, and what share of its information e leaves, (..., 1, D)."""
@@ -136,6 +138,13 @@ class SharedDiscrepancy(TorchDistribution):
         alone = given._replace(beyond=given.beyond - e, shares=(1.0,), variances=(0.0,), tau_square=0.0)
         noise = self._where_observed(alone.precision())
         return alone, beneath / (beneath + noise.sum(-2, keepdim=True))
+
+    @property
+    def _by_one(self) -> Tensor:
+        """Pixels that one exposure has observed, (..., 1, D)."""
+        if self.flow.observed is None:
+            return torch.zeros((), dtype=torch.bool, device=self.flow.loc.device)
+        return self.flow.observed.sum(-2, keepdim=True) == 1
 
     def _where_observed(self, value: Tensor) -> Tensor:
         return value if self.flow.observed is None else torch.where(self.flow.observed, value, 0.0)

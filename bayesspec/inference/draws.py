@@ -99,7 +99,7 @@ class Draws:
         else:
             weight = np.exp(self.log_weight.reshape(n, -1))
         edges = np.cumsum(weight, axis=-1)
-        points = (np.arange(count) + rng.random((n, 1))) / count
+        points = np.broadcast_to((np.arange(count) + rng.random()) / count, (n, count))  # for all stars alike
         rows = np.stack([np.searchsorted(e / e[-1], p) for e, p in zip(edges, points, strict=True)])
         star = np.arange(n)[:, None]
         return latents[star, rows], log_scale[star, rows]
