@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -33,8 +34,11 @@ FARTHEST = 3.0
 HIGHEST = 60.0
 """The log of how much denser the usual noise is than hits is no larger, lest it overflow."""
 
-KEPT = 2**14
-"""Pixels up to which all that gradients need is kept; of more it is computed again."""
+KEPT = 2**20
+"""Pixels times nodes up to which all that gradients need is kept; of more it is computed again."""
+
+TOGETHER = 2**18
+"""Pixels times nodes in one step."""
 
 CENTRING = 4
 """Steps of iteratively reweighted least squares that find where exposures agree."""
@@ -190,8 +194,8 @@ class _Integral:
     """Log of what a hit has of an exposure's density, (..., E, D); 0 where not observed."""
     usual: Tensor
     """How much more the usual noise has of it, at its centre and at width 1, (..., E, D); 0 likewise."""
-    nodes: list[tuple[Tensor, Tensor]]
-    """Of e, with their weights, each (..., 1, D)."""
+    nodes: tuple[Tensor, Tensor]
+    """Of e, with their weights, each (Q, ..., 1, D)."""
     about: tuple[Tensor, ...]
     """The values of e of which one is close to where the integrand is largest, (..., 1, D)."""
 
@@ -281,11 +285,17 @@ class _Integral:
         """Nodes, (Q, ..., D), and the logarithm of what each has of the posterior."""
         leaves = self._leaves()
         parts = [
-            (e, weight.log() + self._log_prior(e, *leaves) + self._gain(e, *leaves).sum(-2, keepdim=True))
-            for e, weight in self.nodes
+            weight.log() + self._log_prior(e, *leaves) + self._gain(e, *leaves).sum(-2, keepdim=True)
+            for e, weight in self._blocks()
         ]
-        e, log_odds = (torch.stack(torch.broadcast_tensors(*part)) for part in zip(*parts, strict=True))
+        log_odds = torch.cat(parts)
+        e = self.nodes[0].expand(log_odds.shape)
         return e[..., 0, :], log_odds[..., 0, :]
+
+    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Nodes and their weights, some at once, (Q', ..., 1, D)."""
+        size = max(1, TOGETHER // self.given.beyond.numel())
+        yield from zip(*(part.split(size) for part in self.nodes), strict=True)
 
     def _integrate(self, cumulative: bool) -> Tensor:
         """Log density of all exposures, (..., 1, D), or of the first, the first two, ..., (..., E, D)."""
@@ -298,19 +308,19 @@ class _Integral:
             height = functools.reduce(torch.maximum, heights)
         total = torch.zeros_like(height)
         node = self._node
-        if self.given.beyond.numel() > KEPT:
+        if self.given.beyond.numel() * NODES > KEPT:
             node = functools.partial(checkpoint, node, use_reentrant=False, preserve_rng_state=False)
-        for e, weight in self.nodes:
+        for e, weight in self._blocks():
             total = total + node(e, weight, height, cumulative, *leaves)
         # If all are hits, these say nothing of e.
         hits = _together(self.wild, cumulative)
         return hits + torch.logaddexp(total.clamp_min(_tiny(total)).log() + height, torch.zeros_like(height))
 
     def _node(self, e: Tensor, weight: Tensor, height: Tensor, cumulative: bool, *leaves: Tensor) -> Tensor:
-        """What a node adds to the density, hits of all exposures apart, in units of e^height of hits'."""
+        """What nodes add to the density, hits of all exposures apart, in units of e^height of hits'."""
         gain = _together(self._gain(e, *leaves), cumulative)
         log_prior = self._log_prior(e, *leaves) - height
-        return weight * (_exp(log_prior + gain) - _exp(log_prior))
+        return (weight * (_exp(log_prior + gain) - _exp(log_prior))).sum(0)
 
     def _leaves(self) -> tuple[Tensor, ...]:
         """What may have gradients."""
@@ -353,7 +363,7 @@ class _Integral:
 
 def _place(
     given: PixelMixture, variances: list[Tensor], observed: Tensor | None, everywhere: bool
-) -> tuple[tuple[Tensor, ...], list[tuple[Tensor, Tensor]]]:
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]:
     """Where the integrand may be largest, and nodes close about these, each (..., 1, D).
 
     About 0, and about the two values on which most exposures agree, or which one has that disagrees.
@@ -384,7 +394,7 @@ def _place(
         upper = torch.minimum(upper, torch.where(seen, x + far, -torch.inf).amax(-2, keepdim=True))
         lower, upper = torch.minimum(lower, -inner), torch.maximum(upper, inner)
     nodes = close_about([zero, *centres], [inner, narrow, narrow], lower, upper, NODES)
-    return (zero, *centres), list(nodes)
+    return (zero, *centres), nodes
 
 
 def _where_least(distance: Tensor, x: Tensor) -> Tensor:
