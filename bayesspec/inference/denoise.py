@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -128,9 +129,14 @@ def denoise(
         raise ObservationError("; ".join(failure.reason for failure in failures))
     if not usable:
         raise ObservationError("no observation was given")
-    # Stars of as many exposures share a batch, whose depth is that of the deepest.
+    # Stars of as many exposures share a batch: of one exposure all is in closed form.
     order = sorted(range(len(usable)), key=lambda n: len(usable[n].flux))
     usable = [usable[n] for n in order]
+    chunks = [
+        chunk
+        for _, same in groupby(usable, key=lambda star: len(star.flux))
+        for chunk in _batched(list(same), batch_size)
+    ]
 
     device = network.class_logits.device
     scan, rarity = once_a_model(LatentScan, network), once_a_model(PriorTail, network, seed)
@@ -138,8 +144,8 @@ def denoise(
     slow = method == "nuts"  # and shows its own bar, draw by draw
     options |= {"progress": progress} if slow else {}
     with progress_bar(f"denoise ({method})", len(usable), enabled=progress and not slow) as report:
-        for first in range(0, len(usable), batch_size):
-            chunk = usable[first : first + batch_size]
+        done = 0
+        for chunk in chunks:
             batch = ObservationBatch.from_gridded(chunk, device=device, dtype=torch.float32)
             batch = network.with_noise_level(batch)
             if method == "map":
@@ -148,7 +154,8 @@ def denoise(
             else:
                 draws.append(METHODS[method](network, batch, seed=seed, scan=scan, **options))
                 parts.append(posterior_columns(network, batch, draws[-1], rarity))
-            report(first + len(chunk), len(chunk))
+            done += len(chunk)
+            report(done, len(chunk))
 
     result = Result(
         method=method,
@@ -216,6 +223,12 @@ def _usable(
         except ObservationError as error:
             failures.append(Failure(position, star.name, str(error)))
     return usable, failures
+
+
+def _batched(stars: list[Gridded], size: int) -> Iterator[list[Gridded]]:
+    """So many at once, in order."""
+    for first in range(0, len(stars), size):
+        yield stars[first : first + size]
 
 
 def _stack(parts: list[dict[str, Any]]) -> dict[str, np.ndarray]:
