@@ -217,29 +217,6 @@ def _survey(app):
         page.write_text(text)
 
 
-def _one_program(app):
-    """Version 0.1, and the program with nothing done after it: losses, and what intervals hold."""
-    source = Path(app.srcdir)
-    lines = [
-        "| set | spectra | median loss, 0.1 | now | ratio, all (95 %) "
-        "| seen pixels inside 50, 68, 90, 95 %: 0.1 | now | unseen pixels: 0.1 | now |",
-        "|---|---:|---:|---:|---:|---|---|---|---|",
-    ]
-    for row in Table.read(source / "results" / "one-program.ecsv"):
-        ratio = f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
-        inside = [
-            ", ".join(f"{100 * row[f'{where}_{level}{when}']:.0f}" for level in (50, 68, 90, 95))
-            for where in ("seen", "unseen")
-            for when in ("_before", "")
-        ]
-        shown = " | ".join("" if "nan" in text else text for text in inside)
-        losses = f"{row['loss_before']:.1e} | {row['loss']:.1e}"
-        lines.append(f"| {row['set']} | {row['spectra']} | {losses} | {ratio} | {shown} |")
-    page, text = source / "_generated" / "one-program.md", "\n".join(lines) + "\n"
-    if not page.exists() or page.read_text() != text:
-        page.write_text(text)
-
-
 RESULTS = {
     "plain": "Complete spectra",
     "interval": "An interval of 100 to 1000 pixels removed",
@@ -261,5 +238,4 @@ def setup(app):
     app.connect("builder-inited", _results)
     app.connect("builder-inited", _changed_stars)
     app.connect("builder-inited", _survey)
-    app.connect("builder-inited", _one_program)
     app.connect("autodoc-process-docstring", _escape_absolute_values)

@@ -8,7 +8,8 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from pyro.infer import MCMC, NUTS, Predictive
+from pyro import poutine
+from pyro.infer import MCMC, NUTS
 
 from bayesspec.inference.importance import importance_draws
 from bayesspec.results.diagnostics import PriorTail
@@ -21,12 +22,11 @@ DRAWS = 400
 
 def by_hand(model, batch, latents, log_scale):
     """Draws of the program's site `flux`, (S, D), given draws of all other sites, of one star."""
+    many = batch.select([0] * len(latents))
     z, x, w = model.parts(latents)
-    sites = {"z": z[:, None], "x": x[:, None], "w": w[:, None]}
-    if batch.free_index.shape[1]:
-        sites["log_scale"] = log_scale[:, batch.free_index[1]]
+    sites = {"z": z, "x": x, "w": w, "log_scale": log_scale[tuple(many.free_index)]}
     with seeded(1), torch.no_grad():
-        return Predictive(model.with_flux, sites)(batch)["flux"].reshape(len(latents), -1)
+        return poutine.condition(model.with_flux, sites)(many)
 
 
 def same(reported, drawn, std, count):

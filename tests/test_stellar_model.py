@@ -78,6 +78,7 @@ def test_likelihood_is_a_gaussian_on_paper(gaussian_stellar, gaussian_stellar_ba
     """Of one exposure with Gaussian noise: y / a is normal about s, with the variance of noise and e."""
     model, batch = gaussian_stellar, gaussian_stellar_batch.select([0, 1, 2])
     first = {n: getattr(batch, n)[:, :1] for n in ("flux", "ivar", "mask", "unit_flux", "free_scale")}
+    first["ivar"] = 1e-3 * first["ivar"]  # nothing is far out
     batch = batch.with_tensors(**first)
     latents, log_scale = values(model, batch)
     s, a = model.spectrum(latents), log_scale[:, :1].exp()
@@ -165,7 +166,6 @@ def test_exposures_that_are_not_there_change_nothing(toy_stellar, toy_stellar_ba
         torch.testing.assert_close(many, few)
 
 
-@pytest.mark.usefixtures("no_hits")
 def test_exposures_say_of_s_what_their_stack_says(gaussian_stellar):
     """With Gaussian noise, any ivar, masks and scales: the same ratio of the densities of two spectra.
 
@@ -197,7 +197,8 @@ def test_exposures_say_of_s_what_their_stack_says(gaussian_stellar):
         # The stack of all is what one number e and the noise of all make of s.
         var = torch.where(torch.as_tensor(total) > 0, tau[0].square() + 1 / torch.as_tensor(total), torch.inf)
         square = ((torch.as_tensor(mean) - spectra[:, 0]).square() / var).sum(-1)
-        torch.testing.assert_close(whole[0] - whole[1], -0.5 * (square[0] - square[1]))
+        expected = -0.5 * (square[0] - square[1])  # hits apart, of which there is one in 1e5
+        torch.testing.assert_close(whole[0] - whole[1], expected, rtol=1e-3, atol=1e-3)
 
 
 def exposures(flux, ivar, mask):

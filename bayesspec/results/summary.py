@@ -102,6 +102,8 @@ def _moments(model: StellarModel, batch: ObservationBatch, draws: Draws) -> tupl
     Over `SOME` draws of equal weight, of each of which e is known in closed form: by the law of total
     variance it has a variance of its own and a mean that moves with s.
     """
+    if model.residual is None:
+        return _weighted_moments(model, batch, draws)
     parts = draws.resample(SOME)
     latents, log_scale = (torch.as_tensor(part).to(batch.flux) for part in parts)
     mean, std = [], []
@@ -117,6 +119,28 @@ def _moments(model: StellarModel, batch: ObservationBatch, draws: Draws) -> tupl
         every = torch.cat(flux)
         mean.append(every.mean(0))
         std.append((every.var(0, correction=0) + torch.cat(variance).mean(0)).sqrt())
+    return torch.stack(mean), torch.stack(std)
+
+
+def _weighted_moments(model: StellarModel, batch: ObservationBatch, draws: Draws) -> tuple[Tensor, Tensor]:
+    """The same of a model without e, over all draws by their weights."""
+    count, mean, std = draws.log_density[0].size, [], []
+    latents, log_scale = (
+        torch.as_tensor(part).reshape(len(draws), count, -1).to(batch.flux)
+        for part in (draws.latents, draws.log_scale)
+    )
+    log_weight = np.zeros((len(draws), count)) if draws.log_weight is None else draws.log_weight
+    weight = torch.as_tensor(log_weight).reshape(len(draws), count).softmax(-1).to(latents)
+    for n, (points, scales, w) in enumerate(zip(latents, log_scale, weight, strict=True)):
+        unit = _unit_flux(batch.select([n]), scales.exp())
+        unit = (unit / (w.to(unit) @ unit)).to(w)
+        total = square = 0.0
+        offset = model.spectrum(w @ points)  # of the squares, which cost digits without it
+        for s, u, part in zip(points.split(ROWS), unit.split(ROWS), w.split(ROWS), strict=True):
+            away = model.spectrum(s) * u[:, None] - offset
+            total, square = total + part @ away, square + part @ away.square()
+        mean.append(offset + total)
+        std.append((square - total.square()).clamp_min(0).sqrt())
     return torch.stack(mean), torch.stack(std)
 
 

@@ -53,7 +53,7 @@ def test_arms_that_do_not_join_are_told_and_cost_little(model, observed, red):
     assert not any("join" in note for note in res[1.0].warnings[0])
     assert any("join" in note for note in res[red].warnings[0])
     step = res[red].passage[0, model.passage.names.index("arm_step")]
-    assert np.exp(step) == pytest.approx(red, rel=0.03)
+    assert np.exp(step) == pytest.approx(red, rel=0.04)
     stepped = np.where(model.grid.wavelength > BORDER, red, 1.0) * truth
     losses = {f: np.mean((res[f].flux[0] - y) ** 2) for f, y in ((1.0, truth), (red, stepped))}
     assert losses[red] < 2 * losses[1.0]

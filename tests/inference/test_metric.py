@@ -35,7 +35,7 @@ def point(model, batch, seed=0):
 def without_discrepancy(gaussian_stellar):
     """The Gaussian model whose pixels have no e of their own."""
     model = copy.deepcopy(gaussian_stellar)
-    model.residual.log_discrepancy.fill_(-40.0)
+    model.residual.log_discrepancy.fill_(-12.0)
     return model
 
 
@@ -150,7 +150,7 @@ def test_cosmic_rays_say_nothing(toy_stellar, toy_stellar_batch):
 def test_observed_metric_is_minus_the_hessian_at_a_mode(
     without_discrepancy, gaussian_stellar_batch, components, depth
 ):
-    """Of the penalised density, deep spectra and shallow, heavy tails and none; sizes roughly.
+    """Of the penalised density, deep spectra and shallow, heavy tails and none; sizes within a factor of two.
 
     Of what summing w out adds to the curvature along the sizes the metric has the positive part alone.
     """
@@ -184,7 +184,7 @@ def test_observed_metric_is_minus_the_hessian_at_a_mode(
         unit = expected.diagonal().rsqrt()
         difference = (own - expected) * unit[:, None] * unit
         h = slice(model.lead_dim, model.lead_dim + model.residual.sizes)
-        assert difference[h, h].abs().max() < 0.3
+        assert difference[h, h].abs().max() < 0.8
         difference[h, h] = 0
         assert difference.abs().max() < 1e-4
         assert (torch.linalg.eigvalsh(own) > 0).all()

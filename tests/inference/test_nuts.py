@@ -68,8 +68,8 @@ def test_density_is_that_of_pyro(toy_model, toy_batch):
     target = Target(toy_model, toy_batch)
     torch.testing.assert_close(joint, target.log_density(target.join(*target.split(theta))))
 
-    _, potential, _, _ = initialize_model(toy_model, (toy_batch,), max_plate_nesting=2)
-    values = {"z": theta[:, None, :2], "log_scale": theta[:, 2:][tuple(toy_batch.free_index)]}
+    _, potential, _, _ = initialize_model(toy_model, (toy_batch,), max_plate_nesting=1)
+    values = {"z": theta[:, :2], "log_scale": theta[:, 2:][tuple(toy_batch.free_index)]}
     torch.testing.assert_close(-potential(values), joint.sum())
 
 

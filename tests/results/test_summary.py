@@ -293,11 +293,15 @@ def test_what_is_no_star_is_flagged_and_a_star_is_not(stellar, snr):
     truth = demo.on_grid(demo.example_star(), stellar.grid)
     names = [*NO_STARS] if snr == 30 else ["flat", "falling", "step of the arms", "sawtooth"]
     given = [exposures_of(NO_STARS.get(name, truth), snr, 1, seed=snr) for name in (*names, "star")]
-    given += [exposures_of(NO_STARS.get(name, truth), snr, 3, seed=snr) for name in (names[0], "star")]
-    *told, star, flat, visits = bayesspec.denoise(given, model=stellar, method="map").warnings
+    several = (names[0], "star") if snr == 30 else ()  # of which a map takes ten seconds each
+    given += [exposures_of(NO_STARS.get(name, truth), snr, 3, seed=snr) for name in several]
+    *told, star = bayesspec.denoise(given[: len(names) + 1], model=stellar, method="map").warnings
     assert [name for name, notes in zip(names, told, strict=True) if not notes] == []
-    assert flat
-    assert star == visits == ()
+    assert star == ()
+    if several:
+        flat, visits = bayesspec.denoise(given[-2:], model=stellar, method="map").warnings
+        assert flat
+        assert visits == ()
 
 
 def no_star(notes):

@@ -276,6 +276,7 @@ class TestCommand:
         assert done.returncode == 0, errors
         assert fingerprint(tmp_path / "out") == fingerprint(whole)
 
+    @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # by jax, where another test has loaded it
     def test_a_full_disk_is_one_error_and_nothing_is_half(
         self, command, arguments, whole, tmp_path, fingerprint
     ):
