@@ -10,10 +10,10 @@ from torch import Tensor
 __all__ = ["close_about"]
 
 
-ROUGH = 12
+ROUGH = 8
 """Steps to either side of each centre from which nodes are interpolated before they are made exact."""
 
-STEPS = 3
+STEPS = 2
 """Of Halley's method that do."""
 
 

@@ -63,7 +63,7 @@ def check(model, flux, ivar, pixel, heights, **options):
         return bayesspec.Observation(model.grid.wavelength, hit, ivar)
 
     result = bayesspec.denoise([star(None), *map(star, heights)], model=model, **options)
-    width = bayesspec.denoise(star(None), model=model, uncertainty=True).flux_std[0]
+    width = bayesspec.denoise(star(None), model=model, uncertainty=True, draws=256).flux_std[0]
     elsewhere = np.abs(np.arange(model.grid.size) - pixel) > NEAR
     shift = np.abs(result.flux[1:] - result.flux[0]) / width
     assert np.isfinite(result.flux).all()
@@ -72,9 +72,10 @@ def check(model, flux, ivar, pixel, heights, **options):
     assert (result.best_class[1:] == result.best_class[0]).all() or np.sort(probability[0])[-2:].ptp() < 0.05
 
 
-@pytest.mark.parametrize(("snr", "exposures"), [(5, 1), (100, 1), (20, 3)])
+@pytest.mark.parametrize(("snr", "exposures"), [(5, 1), (100, 1), (20, 2)])
 def test_it_does_what_masking_it_does(model, observed, snr, exposures):
-    check(model, *observed(snr, exposures), 700, HEIGHTS, method="map")
+    heights = HEIGHTS if exposures == 1 else HEIGHTS[::4]  # several exposures take ten times as long
+    check(model, *observed(snr, exposures), 700, heights, method="map")
 
 
 @pytest.mark.slow
