@@ -126,8 +126,9 @@ class StellarModel(nn.Module):
     def forward(self, batch: ObservationBatch) -> Tensor:
         """The Pyro model of N stars with E exposures; returns their clean spectra without e, (N, D).
 
-        Sites: `C` (N,), `z` (N, L), `x` (N, P), of velocity and throughput, with a passage, `w` (N, R) with
-        a residual term, `log_scale` (F,) for the F exposures of the batch whose scale is free, `y` (N, E, D).
+        Sites: `C` (N,), `z` (N, L); with a passage `v` (N,), the velocity, km/s, and `q` (N, P - 1), E(B-V),
+        magnitudes, and other log factors; with a residual term `w` (N, R), of h and w together; `log_scale`
+        (F,) for the F exposures of the batch whose scale is free; `y` (N, E, D).
         """
         return self._sample(batch)[0]
 
@@ -139,7 +140,7 @@ class StellarModel(nn.Module):
         """
         _, latents, scale, y = self._sample(batch)
         star = self.complete(latents, scale.log(), replace(batch, flux=y))
-        return pyro.deterministic("flux", star.sample())
+        return pyro.deterministic("flux", star.sample(), event_dim=1)
 
     def with_w_summed(self, batch: ObservationBatch, told: Tensor) -> None:
         """The program whose maximum `map` reports: w is summed out by Laplace's method, as far as h goes.
@@ -165,7 +166,9 @@ class StellarModel(nn.Module):
             )  # eq. (6)
             latents = pyro.sample("z", self.prior(klass))  # eq. (5)
             if self.passage is not None:
-                x = pyro.sample("x", self.passage.prior().to_event(1))
+                v = pyro.sample("v", self.passage.velocity_prior())
+                q = pyro.sample("q", self.passage.factor_prior().to_event(1))
+                x = self.passage.latents(v, q)
                 latents = torch.cat([latents, x.expand(*latents.shape[:-1], -1)], dim=-1)
             if self.residual is not None:
                 unit = dist.Normal(batch.flux.new_zeros(()), 1.0).expand([self.residual_dim]).to_event(1)
@@ -221,6 +224,32 @@ class StellarModel(nn.Module):
         """Latents (..., L + P + R) as z (..., L), x (..., P) and w (..., R)."""
         z, x, w = latents.tensor_split((self.latent_dim, self.lead_dim), dim=-1)
         return z, x, w
+
+    def sites(self, latents: Tensor, log_scale: Tensor, batch: ObservationBatch) -> dict[str, Tensor]:
+        """Values of the program's sites, the class apart, by name: see `forward`.
+
+        Arguments:
+            latents: (N, L + P + R).
+            log_scale: (N, E).
+            batch: N stars.
+        """
+        z, x, w = self.parts(latents)
+        values = {"log_scale": log_scale[tuple(batch.free_index)], "z": z}
+        if self.passage is not None:
+            physical = self.passage.physical(x)
+            values |= {"v": physical[..., 0], "q": physical[..., 1:]}
+        if self.residual is not None:
+            values["w"] = w
+        return values if len(values["log_scale"]) else {k: v for k, v in values.items() if k != "log_scale"}
+
+    def of_sites(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Latents, (..., L + P + R), of values of the program's sites: the inverse of `sites`."""
+        parts = [values["z"]]
+        if self.passage is not None:
+            parts.append(self.passage.latents(values["v"], values["q"]))
+        if self.residual is not None:
+            parts.append(values["w"])
+        return torch.cat(parts, dim=-1)
 
     def split(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Latents (..., L + P + R) as z and x together (..., L + P) and w (..., R)."""

@@ -294,7 +294,12 @@ def _drawn_stars(model, seed):
     noise_std = torch.tensor([0.05, 0.08, 0.04])[:, None] * torch.linspace(1.5, 0.8, size)
     with seeded(seed):
         z = model.prior(torch.arange(n) % 3).sample()
-        x = z.new_zeros(n, 0) if model.passage is None else model.passage.prior().sample((n,)).to(z)
+        x = z.new_zeros(n, 0)
+        if model.passage is not None:
+            v, q = (
+                prior().sample((n,)) for prior in (model.passage.velocity_prior, model.passage.factor_prior)
+            )
+            x = model.passage.latents(v, q).to(z)
         latents = torch.cat([z, x, torch.randn(n, model.residual_dim, dtype=z.dtype)], -1)
         s = model.spectrum(latents)
         star = s + model.discrepancy(latents) * torch.randn_like(s)

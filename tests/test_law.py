@@ -23,8 +23,7 @@ DRAWS = 400
 def by_hand(model, batch, latents, log_scale):
     """Draws of the program's site `flux`, (S, D), given draws of all other sites, of one star."""
     many = batch.select([0] * len(latents))
-    z, x, w = model.parts(latents)
-    sites = {"z": z, "x": x, "w": w, "log_scale": log_scale[tuple(many.free_index)]}
+    sites = model.sites(latents, log_scale, many)
     with seeded(1), torch.no_grad():
         return poutine.condition(model.with_flux, sites)(many)
 
@@ -107,7 +106,7 @@ def test_stock_nuts_gives_what_is_reported(toy_stellar, toy_stellar_batch):
         )
         chain.run(star)
         sites = chain.get_samples()
-    latents = torch.cat([sites[name][:, 0] for name in ("z", "x", "w")], dim=-1)
+    latents = toy_stellar.of_sites({name: value[:, 0] for name, value in sites.items()})
     log_scale = sites.get("log_scale", torch.zeros(len(latents), 1))
     flux = by_hand(toy_stellar, star, latents, log_scale)
     unit = log_scale.exp()[:, :1]

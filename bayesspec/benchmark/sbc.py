@@ -80,7 +80,8 @@ def simulate(
             scale = SCALE_WIDTH * torch.randn(mask.shape[:2], device=device)
             parts = [model.prior(klass).sample()]
             if model.passage is not None:
-                parts.append(model.passage.prior().sample((len(mask),)))
+                v, q = model.passage.velocity_prior(), model.passage.factor_prior()
+                parts.append(model.passage.latents(v.sample((len(mask),)), q.sample((len(mask),))))
             parts.append(torch.randn(len(mask), model.residual_dim, device=device))
             truth = Truth(torch.cat(parts, dim=-1), torch.where(batch.free_scale, scale, 0.0))
         latents = truth.z

@@ -160,8 +160,7 @@ def _follow(
         program = partial(model.with_w_summed, told=told)
     if classes == "joint":
         program = poutine.condition(program, {"C": klass})
-    own, x, w = model.parts(z)
-    start = {"z": own.clone(), "x": x.clone(), "w": w.clone(), "log_scale": log_scale[free].clone()}
+    start = {name: value.clone() for name, value in model.sites(z, log_scale, rows).items()}
     with _isolated():
         guide = AutoDelta(poutine.block(program, hide=["C"]), init_loc_fn=init_to_value(values=start))
         elbo = TraceEnum_ELBO(max_plate_nesting=1)
@@ -176,7 +175,7 @@ def _follow(
         median = guide.median(rows)
 
     with torch.no_grad():
-        end = torch.cat([median[site] for site in ("z", "x", "w") if site in median], dim=-1)
+        end = model.of_sites(median)
         scale = log_scale.index_put(free, median["log_scale"]) if "log_scale" in median else log_scale
         density, best = log_joint(model, rows, end, scale, classes)
         if told is not None:

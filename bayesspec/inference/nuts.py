@@ -135,7 +135,9 @@ def nuts_draws(
 
 
 def enumerated_log_density(model: StellarModel, batch: ObservationBatch, theta: Tensor) -> Tensor:
-    """log p(y, z, a) of every star, (N,), from a trace of the Pyro model in which the class is enumerated.
+    """log p(y, z, x, a, w) of every star, (N,), from a trace of the Pyro model, the class enumerated.
+
+    The density is one of x, v and q in units of their priors' widths, as that of `Target` is.
 
     Arguments:
         model: The model.
@@ -143,10 +145,9 @@ def enumerated_log_density(model: StellarModel, batch: ObservationBatch, theta: 
         theta: Latents and log scales as `Target` has them, (N, d); log scales that are not free are ignored.
     """
     latents, log_scale = Target(model, batch).split(theta)
-    z, x, w = model.parts(latents)
-    values = {"z": z, "x": x, "w": w, "log_scale": log_scale[tuple(batch.free_index)]}
-    program = poutine.enum(config_enumerate(model), first_available_dim=-2)
-    trace = poutine.trace(poutine.condition(program, values)).get_trace(batch)
+    program = poutine.condition(model, model.sites(latents, log_scale, batch))
+    program = poutine.enum(config_enumerate(program), first_available_dim=-2)
+    trace = poutine.trace(program).get_trace(batch)
     trace.compute_log_prob()
 
     def term(site: str) -> Tensor:
@@ -154,9 +155,11 @@ def enumerated_log_density(model: StellarModel, batch: ObservationBatch, theta: 
 
     # Classes are in dimension -2; z depends on the class, y given z does not.
     total = (term("C") + term("z")).logsumexp(-2) + term("y")
-    for site in ("x", "w"):
+    for site in ("v", "q", "w"):
         if site in trace.nodes:
             total = total + term(site)
+    if model.passage is not None:
+        total = total + model.passage.widths.log().sum()
     if "log_scale" in trace.nodes:
         total = total.index_add(0, batch.free_index[0], term("log_scale"))
     return total

@@ -73,6 +73,10 @@ class Passage(nn.Module):
         """Velocity, km/s, E(B-V), magnitudes, and log factors, (..., P), of latents (..., P)."""
         return x * self.widths.to(x.dtype)
 
+    def latents(self, v: Tensor, q: Tensor) -> Tensor:
+        """The inverse: latents (..., P) of velocities (...), km/s, and log factors (..., P - 1)."""
+        return torch.cat([v[..., None], q], dim=-1) / self.widths.to(v.dtype)
+
     def shift(self, x: Tensor) -> Shift:
         """The Doppler shift of latents (..., P)."""
         return Shift(self.physical(x)[..., 0], self.grid)
@@ -96,9 +100,13 @@ class Passage(nn.Module):
         by_x = torch.cat([by_velocity[..., None], by_modes], dim=-1) * self.widths.to(x.dtype)
         return spectrum, by_x, factor[..., None] * shift.apply_columns(by_rest)
 
-    def prior(self) -> dist.StudentT:
-        """Of x, batch shape (P,)."""
-        return dist.StudentT(TAIL, torch.zeros_like(self.widths), 1.0)
+    def velocity_prior(self) -> dist.StudentT:
+        """Of v, km/s, batch shape ()."""
+        return dist.StudentT(TAIL, torch.zeros_like(self.widths[0]), self.widths[0])
+
+    def factor_prior(self) -> dist.StudentT:
+        """Of q, magnitudes and log factors, batch shape (P - 1,)."""
+        return dist.StudentT(TAIL, torch.zeros_like(self.widths[1:]), self.widths[1:])
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density of latents (..., P), (...)."""
