@@ -22,7 +22,7 @@ from bayesspec.exceptions import BundleError
 
 def test_round_trip(toy_model, toy_batch, tmp_path):
     """Card, weights and densities come back to the last bit."""
-    from bayesspec.inference.map import log_joint
+    from bayesspec.inference.density import log_joint
 
     save_model(toy_model, tmp_path / "toy", card={"name": "toy", "metrics": {"loss": 0.1}})
     back = load_model(tmp_path / "toy")

@@ -18,7 +18,7 @@ from pyro.infer.inspect import get_model_relations
 
 from bayesspec.batch import ObservationBatch
 from bayesspec.distributions.spectrum_noise import HIT_SHARE, HIT_WIDTH
-from bayesspec.inference.map import log_joint
+from bayesspec.inference.density import log_joint
 from bayesspec.observation import Observation
 
 

@@ -16,7 +16,7 @@ from pyro.infer.autoguide import AutoDelta
 
 from bayesspec.batch import ObservationBatch
 from bayesspec.bundle import load_model, save_model
-from bayesspec.inference.map import log_joint
+from bayesspec.inference.density import log_joint
 from bayesspec.inference.nuts import enumerated_log_density
 from bayesspec.inference.target import Target
 from bayesspec.model import StellarModel
@@ -265,7 +265,6 @@ def test_runs_on_a_device_without_a_cpu_tensor_in_the_way(toy_stellar, toy_stell
     latents, log_scale = (value.to("meta") for value in values(toy_stellar, toy_stellar_batch))
     model, batch = copy.deepcopy(toy_stellar).to("meta"), toy_stellar_batch.to("meta")
     latents.requires_grad_()
-    free = log_scale.flatten()[: batch.free_index.shape[1]]
     with only_meta(), pyro.validation_enabled(False):
         direct, klass = log_joint(model, batch, latents, log_scale)
         data = {"C": klass, **model.sites(latents, log_scale, batch)}

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from bayesspec.batch import ObservationBatch
 from bayesspec.exceptions import BayesspecError
 from bayesspec.inference.convergence import chain_diagnostics
+from bayesspec.inference.density import log_joint
 from bayesspec.inference.importance import importance_draws
-from bayesspec.inference.map import log_joint
 from bayesspec.inference.nuts import nuts_draws
 from bayesspec.inference.scan import LatentScan
 from bayesspec.model import StellarModel

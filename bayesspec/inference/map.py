@@ -5,66 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.autoguide import AutoDelta
-from pyro.infer.autoguide.initialization import init_to_value
+from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 
 from bayesspec.batch import ObservationBatch
-from bayesspec.model import SCALE_WIDTH, StellarModel
+from bayesspec.model import StellarModel
 from bayesspec.runtime import own_random_state
 
-from .metric import information_by_size
+from .density import MapEstimate, log_joint
 from .scan import LatentScan
+from .target import Target
+from .whiten import Whitened
 
-__all__ = ["MapEstimate", "log_joint", "map_estimate"]
+__all__ = ["map_estimate"]
 
 ROWS = 256
 """Spectra times starts in one pass: what the generator runs fastest at."""
-
-
-class MapEstimate(NamedTuple):
-    """The mode of every star's posterior."""
-
-    z: Tensor
-    """(N, L + R): z, and after it w if the model has a residual term."""
-    log_scale: Tensor
-    """(N, E); 0 where the scale is known."""
-    klass: Tensor
-    """(N,): the class of eq. (7), or the most probable one at z."""
-    log_density: Tensor
-    """(N,): log p(y, z, C), or log p(y, z) with the class summed out."""
-    promise: Tensor
-    """(N,): gain in log density that one more Newton step promises, small at a maximum; NaN: unknown."""
-
-
-def log_joint(
-    model: StellarModel,
-    batch: ObservationBatch,
-    z: Tensor,
-    log_scale: Tensor,
-    classes: Literal["joint", "marginal"] = "joint",
-) -> tuple[Tensor, Tensor]:
-    """The logarithm of eq. (7)'s numerator for every star, (..., N), and the class it is for, (..., N).
-
-    Arguments:
-        model: The model.
-        batch: N stars.
-        z: Latents, (..., N, L + R): any number of points for every star.
-        log_scale: Log scales, (..., N, E), 0 where known.
-        classes: `joint`: log p(y, z, C) of the best C. `marginal`: log p(y, z), C summed out.
-    """
-    by_class = model.log_joint_classes(z)
-    best, klass = by_class.max(-1)
-    prior = best if classes == "joint" else by_class.logsumexp(-1)
-    scale_prior = torch.distributions.Normal(torch.zeros_like(log_scale), SCALE_WIDTH).log_prob(log_scale)
-    scale_prior = torch.where(batch.free_scale, scale_prior, 0.0).sum(-1)
-    return prior + scale_prior + model.log_likelihood(batch, z, log_scale), klass
 
 
 def map_estimate(
@@ -74,12 +37,13 @@ def map_estimate(
     classes: Literal["joint", "marginal"] = "joint",
     starts: int = 4,
     steps: int = 150,
-    learning_rate: float = 0.05,
+    learning_rate: float = 0.1,
     scan: LatentScan | None = None,
 ) -> MapEstimate:
     r"""Maximise :math:`\log p(y | z) + \log p(z | C) + \log p(C)`, eq. (7), for a batch of stars.
 
-    Every star is followed from the best training latents of several classes. With `joint` each start keeps
+    Every star is followed from the best training latents of several classes, in coordinates that the metric
+    at the start makes white (`Whitened`). With `joint` each start keeps
     its class until the end, where the class that fits its latent best takes over and is followed in turn,
     until none does better. With `marginal` the class is enumerated and summed out.
 
@@ -94,7 +58,7 @@ def map_estimate(
         classes: Maximise over C, or sum over it.
         starts: Starts for each star, cut to the number of classes.
         steps: Adam updates.
-        learning_rate: The largest, in units of per-pixel rms; falls to a hundredth of it.
+        learning_rate: The largest, in standard deviations; falls to a hundredth of it.
         scan: `LatentScan(model)`, where it is at hand already.
     """
     scan = LatentScan(model) if scan is None else scan
@@ -151,18 +115,22 @@ def _follow(
     learning_rate: float,
 ) -> MapEstimate:
     """Follow every row uphill from where it is, with its class fixed or summed out, and w summed out."""
-    free = tuple(rows.free_index)
+    target = Target(model, rows, classes)
     log_scale = torch.where(rows.free_scale, log_scale, 0.0)
+    theta, told = target.join(z, log_scale), None
     program: Callable[[ObservationBatch], Any] = model
-    told = None
     if model.residual is not None:
-        told = information_by_size(model, rows, z, log_scale)
+        summed, metric = target.summed(theta)
+        told = summed.told
         program = partial(model.with_w_summed, told=told)
+    else:
+        metric = target.metric(theta)
     if classes == "joint":
         program = poutine.condition(program, {"C": klass})
-    start = {name: value.clone() for name, value in model.sites(z, log_scale, rows).items()}
+    white = Whitened(model, rows, (z, log_scale), torch.linalg.cholesky(torch.linalg.inv(metric)))
+    program = poutine.reparam(program, white)
     with _isolated():
-        guide = AutoDelta(poutine.block(program, hide=["C"]), init_loc_fn=init_to_value(values=start))
+        guide = AutoDelta(poutine.block(program, hide=["C"]), init_loc_fn=init_to_median)
         elbo = TraceEnum_ELBO(max_plate_nesting=1)
         elbo.differentiable_loss(program, guide, rows)  # makes the guide's parameters
         optimiser = torch.optim.Adam(guide.parameters(), lr=learning_rate, betas=(0.9, 0.99))
@@ -172,11 +140,13 @@ def _follow(
             elbo.differentiable_loss(program, guide, rows).backward()
             optimiser.step()
             schedule.step()
-        median = guide.median(rows)
+        values = poutine.trace(poutine.condition(program, guide.median(rows))).get_trace(rows).nodes
 
     with torch.no_grad():
-        end = model.of_sites(median)
-        scale = log_scale.index_put(free, median["log_scale"]) if "log_scale" in median else log_scale
+        sites = {name: values[name]["value"] for name in white.columns if name in values}
+        end, scale = model.of_sites(sites), log_scale
+        if "log_scale" in sites:
+            scale = log_scale.index_put(tuple(rows.free_index), sites["log_scale"])
         density, best = log_joint(model, rows, end, scale, classes)
         if told is not None:
             density = density - model.residual.log_volume(model.residual.split(model.split(end)[1])[0], told)

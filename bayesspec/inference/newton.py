@@ -13,7 +13,7 @@ from torch import Tensor
 from bayesspec.batch import ObservationBatch
 from bayesspec.model import StellarModel
 
-from .map import MapEstimate, log_joint
+from .density import MapEstimate, log_joint
 from .scan import LatentScan
 from .target import Target
 

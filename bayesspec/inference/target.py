@@ -12,7 +12,7 @@ from torch import Tensor
 from bayesspec.batch import ObservationBatch
 from bayesspec.model import SCALE_WIDTH, StellarModel
 
-from .map import log_joint
+from .density import log_joint
 from .metric import information, information_by_size
 
 __all__ = ["Target"]

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bayesspec.batch import ObservationBatch
+from bayesspec.inference.density import MapEstimate
 from bayesspec.inference.draws import Draws
-from bayesspec.inference.map import MapEstimate
 from bayesspec.inference.target import Target
 from bayesspec.model import StellarModel
 from bayesspec.nn.passage import ARMS

@@ -9,7 +9,7 @@ from bayesspec import Observation, load_model
 from bayesspec.batch import ObservationBatch
 from bayesspec.benchmark.bench import COLUMNS, bench_posterior, ratios
 from bayesspec.exceptions import BayesspecError
-from bayesspec.inference.map import log_joint
+from bayesspec.inference.density import log_joint
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bayesspec.inference.map import log_joint, map_estimate
+from bayesspec.inference.density import log_joint
+from bayesspec.inference.map import map_estimate
 from bayesspec.inference.scan import LatentScan
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from bayesspec.inference.map import log_joint, map_estimate
+from bayesspec.inference.density import log_joint
+from bayesspec.inference.map import map_estimate
 from bayesspec.inference.newton import LONGEST, _Climb, climb, find_modes, newton_estimate
 from bayesspec.inference.target import Target
 
