@@ -97,9 +97,9 @@ def denoise(
     method: Annotated[
         str | None,
         typer.Option(
-            help="map: the mode of the posterior. importance: its mean and standard deviation, by weighted "
-            "draws. nuts: the same by Hamiltonian Monte Carlo, slowly. Without it map, or importance with "
-            "--uncertainty."
+            help="map: the mode of the posterior. laplace: mean and standard deviation too, by normal "
+            "distributions at the modes. importance: the same by weighted draws. nuts: the same by "
+            "Hamiltonian Monte Carlo, slowly. Without it map, or importance with --uncertainty."
         ),
     ] = None,
     uncertainty: Annotated[

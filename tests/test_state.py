@@ -27,6 +27,7 @@ pytestmark = pytest.mark.filterwarnings(
 METHODS = {
     "newton": {"method": "map"},
     "autodelta": {"method": "map", "engine": "autodelta", "steps": 5},
+    "laplace": {"method": "laplace", "draws": 60},
     "importance": {"method": "importance", "draws": 60, "handover": False},
     "nuts": {"method": "nuts", "warmup": 4, "draws": 6, "chains": 2},
 }

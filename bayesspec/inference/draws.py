@@ -25,9 +25,9 @@ class Draws:
         w: Latents of the residual term, (N, chains, draws, R); R = 0 for a model without.
         log_density: log p(y, z, w) at every draw, (N, chains, draws).
         log_evidence: log p(y), (N,); None where the engine does not give it.
-        diagnostics: One number a star, each (N,): `pareto_k`, `r_hat`, `ess_bulk`, `ess_tail`, `divergences`,
-            `budget_spent` where chains of NUTS had to go on by single steps, and `handed_over` for a star
-            that importance sampling gave to NUTS.
+        diagnostics: One number a star, each (N,): `pareto_k`, `laplace_k`, `r_hat`, `ess_bulk`, `ess_tail`,
+            `divergences`, `budget_spent` where chains of NUTS had to go on by single steps, and
+            `handed_over` for a star that importance sampling gave to NUTS.
         sample_stats: One number a draw, each (N, chains, draws): `energy`, `step_size`, `tree_depth`,
             `diverging`, `acceptance_rate`, under ArviZ's names.
         warmup_stats: The same of the draws of the warm-up, which are not among the posterior's.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -94,8 +96,15 @@ def importance_draws(
     return Draws.concatenate(found)
 
 
-def laplace_mixture(target: Target, modes: Modes) -> StudentMixture:
-    """A component for every mode worth its mass, found once or several times."""
+def laplace_mixture(target: Target, modes: Modes, *, normal: bool = False) -> StudentMixture:
+    """A component for every mode worth its mass, found once or several times.
+
+    Arguments:
+        target: The density.
+        modes: Its modes.
+        normal: Laplace's approximation as it is; else what to draw from: with heavy tails, and no component
+            of next to no draws.
+    """
     stars, starts, _ = modes.theta.shape
     density = modes.log_density
     order = density.argsort(-1, descending=True)
@@ -120,12 +129,13 @@ def laplace_mixture(target: Target, modes: Modes) -> StudentMixture:
     masses = torch.full_like(density, -torch.inf)
     factors[row, column], masses[row, column] = factor, log_mass
     share = masses.softmax(-1)
-    share = torch.where(share > NEGLIGIBLE, share.clamp_min(0.05), 0.0)
+    share = torch.where(share > NEGLIGIBLE, share.clamp_min(0.0 if normal else 0.05), 0.0)
     log_share = (share / share.sum(-1, keepdim=True)).log()
 
     # The core comes first, so that the corner of a lower factor is the factor of the core's covariance.
     core = slice(0, target.core)
-    return StudentMixture(theta[..., core], factors[..., core, core], log_share, target.free[:, core])
+    parts = theta[..., core], factors[..., core, core], log_share, target.free[:, core]
+    return StudentMixture(*parts, math.inf) if normal else StudentMixture(*parts)
 
 
 def log_volume(target: Target, factor: torch.Tensor) -> torch.Tensor:
@@ -155,14 +165,14 @@ class Pool:
         self.log_density = self.log_given = self.theta[..., 0].double()
 
     @classmethod
-    def of(cls, target: Target, modes: Modes) -> Pool:
-        """Laplace's approximation at every mode, to begin with."""
+    def of(cls, target: Target, modes: Modes, *, normal: bool = False) -> Pool:
+        """Laplace's approximation at every mode, to begin with; `normal` as in `laplace_mixture`."""
         given = None
         if target.core < target.dim:
             star = torch.arange(len(modes.theta), device=modes.theta.device)
             best = modes.theta[star, modes.log_density.argmax(-1)]
             given = GivenCore.at(target.model, target.batch, *target.split(best))
-        return cls(target, [laplace_mixture(target, modes)], given)
+        return cls(target, [laplace_mixture(target, modes, normal=normal)], given)
 
     def select(self, rows: NDArray) -> Pool:
         """Those of these stars."""

@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.autoguide import AutoDelta
-from pyro.infer.autoguide.initialization import init_to_median
+from pyro.infer.autoguide.initialization import init_to_mean
 from torch import Tensor
 
 from bayesspec.batch import ObservationBatch
@@ -130,7 +130,7 @@ def _follow(
     white = Whitened(model, rows, (z, log_scale), torch.linalg.cholesky(torch.linalg.inv(metric)))
     program = poutine.reparam(program, white)
     with _isolated():
-        guide = AutoDelta(poutine.block(program, hide=["C"]), init_loc_fn=init_to_median)
+        guide = AutoDelta(poutine.block(program, hide=["C"]), init_loc_fn=init_to_mean)
         elbo = TraceEnum_ELBO(max_plate_nesting=1)
         elbo.differentiable_loss(program, guide, rows)  # makes the guide's parameters
         optimiser = torch.optim.Adam(guide.parameters(), lr=learning_rate, betas=(0.9, 0.99))

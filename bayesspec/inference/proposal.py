@@ -33,6 +33,7 @@ class StudentMixture:
         factor: Lower Cholesky factors of the scale matrices, (N, M, d, d); unit diagonal where pinned.
         log_weight: (N, M), rows normalised; -inf for a component that a star does not have.
         free: (N, d), False where pinned.
+        dof: Degrees of freedom; infinite for normal distributions.
 
     Example:
         >>> zero, one = torch.zeros(1, 1, 2), torch.eye(2).expand(1, 1, 2, 2)
@@ -47,11 +48,13 @@ class StudentMixture:
     factor: Tensor
     log_weight: Tensor
     free: Tensor
+    dof: float = DOF
 
     def select(self, rows: NDArray | Tensor) -> StudentMixture:
         """The mixtures of these stars."""
         rows = torch.as_tensor(rows, device=self.mean.device)
-        return StudentMixture(self.mean[rows], self.factor[rows], self.log_weight[rows], self.free[rows])
+        parts = (self.mean[rows], self.factor[rows], self.log_weight[rows], self.free[rows])
+        return StudentMixture(*parts, self.dof)
 
     @classmethod
     def mean_of(cls, mixtures: Sequence[StudentMixture]) -> StudentMixture:
@@ -91,7 +94,8 @@ class StudentMixture:
         uniform = uniform.clip(1e-12, 1 - 1e-12)
         like = {"dtype": self.mean.dtype, "device": self.mean.device}
         level = torch.as_tensor(uniform[:, 0]).to(**like)
-        stretch = torch.as_tensor(np.sqrt(DOF / chi2.ppf(uniform[:, 1], DOF))).to(**like)
+        tails = 1.0 if math.isinf(self.dof) else np.sqrt(self.dof / chi2.ppf(uniform[:, 1], self.dof))
+        stretch = torch.as_tensor(np.broadcast_to(tails, count).copy()).to(**like)
         normal = torch.as_tensor(ndtri(uniform[:, 2 : 2 + dim])).to(**like)
 
         edges = self.log_weight.exp().cumsum(-1)
@@ -165,8 +169,11 @@ class StudentMixture:
         white = torch.linalg.solve_triangular(self.factor, flat, upper=False)
         square = white.square().sum(-2).permute(2, 0, 1).reshape(*lead, *self.log_weight.shape)
         log_det = self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        norm = torch.lgamma(0.5 * (DOF + dim)) - math.lgamma(0.5 * DOF) - 0.5 * dim * math.log(DOF * math.pi)
-        return norm - log_det - 0.5 * (DOF + dim) * torch.log1p(square / DOF)
+        if math.isinf(self.dof):
+            return -0.5 * (dim * math.log(2 * math.pi) + square) - log_det
+        half = 0.5 * self.dof
+        norm = torch.lgamma(half + 0.5 * dim) - math.lgamma(half) - 0.5 * dim * math.log(self.dof * math.pi)
+        return norm - log_det - (half + 0.5 * dim) * torch.log1p(square / self.dof)
 
     def _factor(self, scale: Tensor, fallback: Tensor) -> Tensor:
         """Cholesky factors of scale matrices, unit where pinned, never thinner than 1e-3 of the fallback."""

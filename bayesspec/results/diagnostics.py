@@ -76,6 +76,8 @@ class Flag(IntFlag):
     """Some steps of NUTS went astray."""
     BAD_WEIGHTS = 1024
     """Pareto k is too large, so that weighted draws are not to be trusted."""
+    BAD_LAPLACE = 2048
+    """The posterior is not normal about its modes: widths by `laplace` may be wrong by a tenth or more."""
 
     @classmethod
     def _missing_(cls, value: object) -> Flag:
@@ -217,4 +219,6 @@ def notes(
     if diagnostics.get("pareto_k", 0.0) > PARETO_K:
         instead = ": drawn by NUTS instead" if diagnostics.get("handed_over") else ""
         said[Flag.BAD_WEIGHTS] = f"weights not to be trusted, Pareto k {diagnostics['pareto_k']:.2f}{instead}"
+    if (k := diagnostics.get("laplace_k", 0.0)) > PARETO_K:
+        said[Flag.BAD_LAPLACE] = f"not a normal posterior: Pareto k {k:.2f}; importance sampling knows better"
     return said

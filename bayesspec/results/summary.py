@@ -104,7 +104,7 @@ def _moments(model: StellarModel, batch: ObservationBatch, draws: Draws) -> tupl
     """
     if model.residual is None:
         return _weighted_moments(model, batch, draws)
-    parts = draws.resample(SOME)
+    parts = draws.resample(min(SOME, draws.log_density[0].size))
     latents, log_scale = (torch.as_tensor(part).to(batch.flux) for part in parts)
     mean, std = [], []
     for n, (points, scales) in enumerate(zip(latents, log_scale, strict=True)):

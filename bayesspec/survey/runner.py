@@ -36,7 +36,7 @@ def denoise_survey(
     out: str | Path,
     *,
     model: str | Path = "stellar",
-    method: Literal["map", "importance", "nuts"] | None = None,
+    method: Literal["map", "laplace", "importance", "nuts"] | None = None,
     uncertainty: bool = False,
     exposures: Literal["coadd", "individual"] = "coadd",
     strict: bool = False,
