@@ -9,12 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pyro import poutine
 from scipy.stats import ks_1samp, ks_2samp, uniform
 from torch import Tensor
 
 from bayesspec.batch import ObservationBatch
 from bayesspec.inference.draws import Draws
-from bayesspec.model import SCALE_WIDTH, StellarModel
+from bayesspec.model import StellarModel
 from bayesspec.runtime import seeded
 
 __all__ = ["Calibration", "Engine", "Truth", "calibrate", "geweke", "simulate"]
@@ -36,6 +37,8 @@ class Truth(NamedTuple):
     """(N, L + P + R): z, and after it x and w if the model has them."""
     log_scale: Tensor
     """(N, E), 0 where known."""
+    flux: Tensor
+    """The clean spectrum, e included, (N, D)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,35 +62,42 @@ class Calibration:
 
 
 def simulate(
-    model: StellarModel, mask: NDArray[np.bool_], *, seed: int, truth: Truth | None = None
+    model: StellarModel,
+    mask: NDArray[np.bool_],
+    *,
+    seed: int,
+    truth: Truth | None = None,
+    stated: bool = True,
 ) -> tuple[ObservationBatch, Truth]:
-    """Draw stars from the model, eqs. (3)-(6): class, latent, scales where they are free, noise.
+    """Run the program forwards: class, latents, scales where they are free, clean spectrum and noise.
 
     Arguments:
         model: The model.
         mask: What is not observed, (N, E, D), True = bad; exposures that lack pixels have free scales.
         seed: Of everything drawn.
-        truth: Draw only the noise, given this.
+        truth: Draw only the noise, and e, given this.
+        stated: Whether the pipeline states the noise; else its level is unknown.
+
+    Returns:
+        The stars, and what they were made of.
     """
     free = mask.any(-1) & ~mask.all(-1)
     ones = np.ones(mask.shape[:2])
     ivar = np.zeros(mask.shape) + (0.0 if model.residual is None else _typical_ivar(model))
     device = model.class_logits.device
     batch = ObservationBatch.from_arrays(0 * ivar, ivar, mask, ones, free, device=device)
+    batch = replace(batch, noise_known=torch.full_like(batch.noise_known, stated))
+    program = poutine.uncondition(model.with_flux)
+    if truth is not None:
+        program = poutine.condition(program, model.sites(truth.z, truth.log_scale, batch))
     with seeded(seed), torch.no_grad():
-        if truth is None:
-            klass = torch.distributions.Categorical(logits=model.class_logits).sample((len(mask),))
-            scale = SCALE_WIDTH * torch.randn(mask.shape[:2], device=device)
-            parts = [model.prior(klass).sample()]
-            if model.passage is not None:
-                v, q = model.passage.velocity_prior(), model.passage.factor_prior()
-                parts.append(model.passage.latents(v.sample((len(mask),)), q.sample((len(mask),))))
-            parts.append(torch.randn(len(mask), model.residual_dim, device=device))
-            truth = Truth(torch.cat(parts, dim=-1), torch.where(batch.free_scale, scale, 0.0))
-        latents = truth.z
-        noise = model.exposures(latents, model.spectrum(latents), truth.log_scale.exp(), batch)
-        flux = torch.where(batch.mask, 0.0, noise.sample())
-    return replace(batch, flux=flux), truth
+        nodes = poutine.trace(program).get_trace(batch).nodes
+    sites = {name: node["value"] for name, node in nodes.items() if node["type"] == "sample"}
+    log_scale = torch.zeros_like(batch.unit_flux)
+    if "log_scale" in sites:
+        log_scale = log_scale.index_put(tuple(batch.free_index), sites["log_scale"])
+    flux = torch.where(batch.mask, 0.0, sites["y"])
+    return replace(batch, flux=flux), Truth(model.of_sites(sites), log_scale, sites["flux"])
 
 
 def _typical_ivar(model: StellarModel) -> NDArray[np.float64]:
@@ -104,7 +114,7 @@ def calibrate(
     wavelengths: int = 10,
     seed: int = 0,
 ) -> Calibration:
-    """Rank the truth among the draws: each latent, the log-likelihood, and the flux at some wavelengths.
+    """Rank the truth among the draws: each latent, the log-likelihood, and the program's `flux` at some pixels.
 
     Draws may be weighted: the rank is the weight of those below the truth, and a random share of ties.
 
@@ -127,10 +137,14 @@ def calibrate(
     log_scale = torch.as_tensor(draws.log_scale.reshape(n, z.shape[1], -1)).to(truth.z)
     pixels = np.linspace(0, model.grid.size - 1, wavelengths + 2).astype(int)[1:-1]
 
-    every = [_quantities(model, batch.select([k]), z[k], log_scale[k], pixels) for k in range(n)]
-    true = [
-        _quantities(model, batch.select([k]), truth.z[[k]], truth.log_scale[[k]], pixels) for k in range(n)
-    ]
+    every, true = [], []
+    with seeded(seed):
+        for k in range(n):
+            star = batch.select([k])
+            flux = model.complete(z[k][:, None], log_scale[k][:, None], star).sample()[:, 0]
+            every.append(_quantities(model, star, z[k], log_scale[k], flux, pixels))
+            own = (part[[k]] for part in truth)
+            true.append(_quantities(model, star, *own, pixels))
     share = np.random.default_rng(seed).random(n)
     return Calibration(
         {
@@ -165,6 +179,7 @@ def geweke(
         truth = Truth(
             torch.as_tensor(z[:, 0]).to(truth.z),
             torch.where(batch.free_scale, torch.as_tensor(log_scale[:, 0]).to(truth.z), 0.0),
+            truth.flux,
         )
         batch, _ = simulate(model, mask, seed=seed + 1000 * sweep, truth=truth)
     # The law to compare with, from four times as many stars that no engine has seen.
@@ -175,20 +190,27 @@ def geweke(
 
 @torch.no_grad()
 def _quantities(
-    model: StellarModel, star: ObservationBatch, z: Tensor, log_scale: Tensor, pixels: NDArray[np.int64]
+    model: StellarModel,
+    star: ObservationBatch,
+    z: Tensor,
+    log_scale: Tensor,
+    flux: Tensor,
+    pixels: NDArray[np.int64],
 ) -> dict[str, NDArray]:
-    spectrum = model.spectrum(z)
     values = _by_name(model, z)
     values["log_likelihood"] = model.log_likelihood(star, z[:, None], log_scale[:, None])[:, 0]
-    values |= {f"flux at {model.grid.wavelength[p]:.0f}": spectrum[:, p] for p in pixels}
+    values |= {f"flux at {model.grid.wavelength[p]:.0f}": flux[:, p] for p in pixels}
     return {name: value.cpu().numpy() for name, value in values.items()}
 
 
 def _by_name(model: StellarModel, latents: Tensor) -> dict[str, Tensor]:
-    """Every latent, of the residual term the size and the first patterns."""
+    """Every latent, of the residual term the noise level, the sizes and the first patterns."""
     names = [f"z{d + 1}" for d in range(model.latent_dim)]
     names += [] if model.passage is None else model.passage.names
-    names += ["h", *(f"w{k + 1}" for k in range(PATTERNS))]
+    if model.residual is not None:
+        knots = model.residual.sizes - 2
+        names += ["noise level", *(f"h{k + 1}" for k in range(knots)), "h"]
+        names += [f"w{k + 1}" for k in range(PATTERNS)]
     return dict(zip(names, latents.unbind(-1), strict=False))
 
 

@@ -52,6 +52,34 @@ def test_importance_is_calibrated(toy_model, simulated):
     assert calibration.passes(), calibration.p_values()
 
 
+def exposures_of(kind, stars, pixels):
+    """Single arms, gaps, two or six exposures, arms that the model may find not to join."""
+    mask = np.zeros(
+        (stars, 6 if kind == "six exposures" else 2 if kind == "two exposures" else 1, pixels), bool
+    )
+    if kind == "one arm":
+        mask[::2, :, pixels // 2 :] = True
+        mask[1::2, :, : pixels // 2] = True
+    elif kind == "gap":
+        mask[..., pixels // 3 : pixels // 2] = True
+    else:
+        mask[:, -1, :3] = True
+    return mask
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gap", "one arm", "two exposures", "six exposures", "no errors"])
+def test_the_whole_program_is_calibrated(toy_stellar, kind):
+    """Every latent, the noise level and the sizes among them, and `flux`: ranks of the program's own stars."""
+    stars = 60 if "exposures" in kind else 160
+    mask = exposures_of(kind, stars, toy_stellar.grid.size)
+    batch, truth = simulate(toy_stellar, mask, seed=7, stated=kind != "no errors")
+    draws = importance_draws(toy_stellar, batch, draws=512)
+    calibration = calibrate(toy_stellar, batch, truth, draws)
+    assert {"velocity_offset", "noise level", "h", "w1", "log_likelihood"} <= set(calibration.ranks)
+    assert calibration.passes(), calibration.p_values()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
@@ -88,7 +116,8 @@ def test_simulations_are_the_model_s(toy_model):
     assert torch.equal(first[0].flux, second[0].flux)
     assert ((first[1].log_scale != 0) == first[0].free_scale).all()
     again, truth = simulate(toy_model, mask, seed=2, truth=first[1])
-    assert truth is first[1]
+    assert torch.equal(truth.z, first[1].z)
+    assert torch.equal(truth.log_scale, first[1].log_scale)
     assert not torch.equal(again.flux, first[0].flux)
 
 
