@@ -114,7 +114,7 @@ def calibrate(
     wavelengths: int = 10,
     seed: int = 0,
 ) -> Calibration:
-    """Rank the truth among the draws: each latent, the log-likelihood, and the program's `flux` at some pixels.
+    """Rank the truth among the draws: each latent, the log-likelihood, and the clean flux at some pixels.
 
     Draws may be weighted: the rank is the weight of those below the truth, and a random share of ties.
 

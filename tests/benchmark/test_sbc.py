@@ -70,7 +70,7 @@ def exposures_of(kind, stars, pixels):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gap", "one arm", "two exposures", "six exposures", "no errors"])
 def test_the_whole_program_is_calibrated(toy_stellar, kind):
-    """Every latent, the noise level and the sizes among them, and `flux`: ranks of the program's own stars."""
+    """Every latent, noise level and sizes among them, and `flux`: ranks of the program's own stars."""
     stars = 60 if "exposures" in kind else 160
     mask = exposures_of(kind, stars, toy_stellar.grid.size)
     batch, truth = simulate(toy_stellar, mask, seed=7, stated=kind != "no errors")
