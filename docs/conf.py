@@ -158,6 +158,55 @@ def _changed_stars(app):
         page.write_text(text)
 
 
+SETS = {
+    "plain": "Complete spectra",
+    "one_arm": "One arm only, the other missing",
+    "interval": "An interval of 100 to 1000 pixels missing",
+    "high_snr": "S/N 30 and 100",
+}
+"""Sets of the default model's tables, and what they are called."""
+
+LEVELS = (50, 68, 90, 95)
+"""Of intervals, in per cent."""
+
+
+def _stellar(app):
+    """The default model on unseen stars, beside the version before, class by class."""
+    source = Path(app.srcdir)
+    table = Table.read(source / "results" / "stellar.ecsv")
+    lines = []
+    for name, title in SETS.items():
+        own = [row for row in table if row["set"] == name]
+        if not own:
+            continue
+        lines += [f"### {title}", ""]
+        lines += ["| | stars | median loss, 0.1 | now | ratio | 90 % intervals contain, 0.1 | now |"]
+        lines[-1] += " the truth's noise allowed for | class right, 0.1 | now |"
+        lines += ["|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"]
+        for row in own:
+            ratio = f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
+            cells = [
+                row["klass"],
+                str(row["stars"]),
+                f"{row['loss_before']:.1e}",
+                f"{row['loss']:.1e}",
+                ratio,
+            ]
+            shares = ("covered_90_before", "covered_90", "measured_90", "right_before", "right")
+            lines.append(f"| {' | '.join(cells + [f'{row[share]:.0%}' for share in shares])} |")
+        lines += ["", f"| {title}, all classes | {' | '.join(f'{q} %' for q in LEVELS)} |"]
+        lines += ["|---" + "|---:" * len(LEVELS) + "|"]
+        kinds = {"seen": "pixels that were seen", "unseen": "pixels that were not"}
+        for kind, what in (kinds | {"measured": "all, the truth's noise allowed for"}).items():
+            values = [own[0][f"{kind}_{q}"] for q in LEVELS]
+            if values[0] == values[0]:
+                lines.append(f"| {what} | {' | '.join(f'{value:.0%}' for value in values)} |")
+        lines.append("")
+    page, text = source / "_generated" / "stellar.md", "\n".join(lines) + "\n"
+    if not page.exists() or page.read_text() != text:
+        page.write_text(text)
+
+
 SURVEYS = {"LAMOST DR10, low resolution": 11.4e6, "DESI DR1, stars": 4e6}
 """Spectra of surveys, of whose cost the page on surveys gives an idea."""
 
@@ -237,5 +286,6 @@ def setup(app):
     app.connect("builder-inited", _cards)
     app.connect("builder-inited", _results)
     app.connect("builder-inited", _changed_stars)
+    app.connect("builder-inited", _stellar)
     app.connect("builder-inited", _survey)
     app.connect("autodoc-process-docstring", _escape_absolute_values)
