@@ -136,3 +136,19 @@ def test_output_is_better_than_the_input_and_intervals_hold(model, observed, lev
     inside = np.abs(res.flux[0] - truth) < 1.645 * res.flux_std[0]
     assert 0.75 < inside.mean() < 0.995
     assert res.table["pareto_k"][0] < 0.7
+
+
+@pytest.mark.slow
+def test_autodelta_ends_at_the_optimum_of_the_fast_climb(model, observed):
+    """AutoDelta and Newton's steps maximise one program, w summed out: as high, and the same spectrum."""
+    stars = []
+    for seed in range(3):
+        flux, sigma, _ = observed(level=0.1, seed=seed)
+        stars.append(star(model, flux, sigma))
+    fast = bayesspec.denoise(stars, model=model, method="map")
+    slow = bayesspec.denoise(stars, model=model, method="map", engine="autodelta", steps=300)
+    width = bayesspec.denoise(stars, model=model, method="laplace").flux_std
+    apart = np.sqrt(np.mean(((fast.flux - slow.flux) / width) ** 2, axis=-1))
+    assert np.median(apart) < 0.2
+    assert (apart < 1).all()
+    assert (fast.best_class == slow.best_class).all()
