@@ -29,6 +29,7 @@ BAD = {
     Flag.FEW_DRAWS: ({}, {"ess_tail": 30.0}),
     Flag.DIVERGENCES: ({}, {"divergences": 4}),
     Flag.BAD_WEIGHTS: ({}, {"pareto_k": 0.9}),
+    Flag.BAD_LAPLACE: ({}, {"laplace_k": 0.9}),
 }
 WHY_IT_IS_STRANGE = {Flag.LOW_SNR, Flag.NOT_A_STAR, Flag.OUTSIDE_CLASS}
 """Of which one alone is named."""
@@ -68,6 +69,7 @@ def test_a_bit_keeps_its_meaning():
         "FEW_DRAWS",
         "DIVERGENCES",
         "BAD_WEIGHTS",
+        "BAD_LAPLACE",
     ]
     assert [flag.name for flag in Flag][: len(names)] == names
     assert [int(flag) for flag in Flag] == [2**k for k in range(len(Flag))]
