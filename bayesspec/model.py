@@ -234,13 +234,15 @@ class StellarModel(nn.Module):
             batch: N stars.
         """
         z, x, w = self.parts(latents)
-        values = {"log_scale": log_scale[tuple(batch.free_index)], "z": z}
+        values = {"z": z}
+        if batch.free_index.shape[1]:
+            values["log_scale"] = log_scale[tuple(batch.free_index)]
         if self.passage is not None:
             physical = self.passage.physical(x)
             values |= {"v": physical[..., 0], "q": physical[..., 1:]}
         if self.residual is not None:
             values["w"] = w
-        return values if len(values["log_scale"]) else {k: v for k, v in values.items() if k != "log_scale"}
+        return values
 
     def of_sites(self, values: Mapping[str, Tensor]) -> Tensor:
         """Latents, (..., L + P + R), of values of the program's sites: the inverse of `sites`."""

@@ -51,7 +51,11 @@ def _cards(app):
     cards = sorted((Path(bayesspec.__file__).parent / "pretrained").glob("*/model.json"))
     pages = [_card_page(json.loads(path.read_text())) for path in cards]
     text = "\n\n".join(pages) or "This installation has no bundle."
-    page = folder / "bundles.md"
+    _write(folder / "bundles.md", text)
+
+
+def _write(page, text):
+    """Make a page anew where it has changed: Sphinx reads again what is new."""
     if not page.exists() or page.read_text() != text:
         page.write_text(text)
 
@@ -108,9 +112,7 @@ def _results(app):
     """The committed numbers of the benchmark, from their ECSV tables: no number is typed by hand."""
     source = Path(app.srcdir)
     pages = [_results_page(folder) for folder in sorted((source / "results").glob("*/"))]
-    page, text = source / "_generated" / "results.md", "\n\n".join(pages)
-    if not page.exists() or page.read_text() != text:
-        page.write_text(text)
+    _write(source / "_generated" / "results.md", "\n\n".join(pages))
 
 
 def _results_page(folder: Path) -> str:
@@ -153,18 +155,8 @@ def _changed_stars(app):
         losses = " | ".join(f"{row[name]:.1e}" for name in ("loss_before", "loss"))
         shares = " | ".join(f"{row[name]:.0%}" for name in ("class_before", "class"))
         lines.append(f"| {row['star']} | {row['spectra']} | {losses} | {shares} |")
-    page, text = source / "_generated" / "changed-stars.md", "\n".join(lines) + "\n"
-    if not page.exists() or page.read_text() != text:
-        page.write_text(text)
+    _write(source / "_generated" / "changed-stars.md", "\n".join(lines) + "\n")
 
-
-SETS = {
-    "plain": "Complete spectra",
-    "one_arm": "One arm only, the other missing",
-    "interval": "An interval of 100 to 1000 pixels missing",
-    "high_snr": "S/N 30 and 100",
-}
-"""Sets of the default model's tables, and what they are called."""
 
 LEVELS = (50, 68, 90, 95)
 """Of intervals, in per cent."""
@@ -175,7 +167,7 @@ def _stellar(app):
     source = Path(app.srcdir)
     table = Table.read(source / "results" / "stellar.ecsv")
     lines = []
-    for name, title in SETS.items():
+    for name, title in RESULTS.items():
         own = [row for row in table if row["set"] == name]
         if not own:
             continue
@@ -202,9 +194,7 @@ def _stellar(app):
             if values[0] == values[0]:
                 lines.append(f"| {what} | {' | '.join(f'{value:.0%}' for value in values)} |")
         lines.append("")
-    page, text = source / "_generated" / "stellar.md", "\n".join(lines) + "\n"
-    if not page.exists() or page.read_text() != text:
-        page.write_text(text)
+    _write(source / "_generated" / "stellar.md", "\n".join(lines) + "\n")
 
 
 SURVEYS = {"LAMOST DR10, low resolution": 11.4e6, "DESI DR1, stars": 4e6}
@@ -261,9 +251,7 @@ def _survey(app):
     lines += ["", "| killed with -9 | kills | runs that ended with other bytes |", "|---|---:|---:|"]
     for row in Table.read(source / "results" / "survey-kills.ecsv"):
         lines.append(f"| {row['what']} | {row['kills']} | {row['other_bytes']} |")
-    page, text = source / "_generated" / "survey.md", "\n".join(lines) + "\n"
-    if not page.exists() or page.read_text() != text:
-        page.write_text(text)
+    _write(source / "_generated" / "survey.md", "\n".join(lines) + "\n")
 
 
 RESULTS = {

@@ -75,7 +75,7 @@ def simulate(
         model: The model.
         mask: What is not observed, (N, E, D), True = bad; exposures that lack pixels have free scales.
         seed: Of everything drawn.
-        truth: Draw only the noise, and e, given this.
+        truth: Draw only the noise, and e, given these latents and scales.
         stated: Whether the pipeline states the noise; else its level is unknown.
 
     Returns:
@@ -86,7 +86,7 @@ def simulate(
     ivar = np.zeros(mask.shape) + (0.0 if model.residual is None else _typical_ivar(model))
     device = model.class_logits.device
     batch = ObservationBatch.from_arrays(0 * ivar, ivar, mask, ones, free, device=device)
-    batch = replace(batch, noise_known=torch.full_like(batch.noise_known, stated))
+    batch = replace(batch, noise_known=batch.noise_known & stated)
     program = poutine.uncondition(model.with_flux)
     if truth is not None:
         program = poutine.condition(program, model.sites(truth.z, truth.log_scale, batch))
@@ -176,12 +176,11 @@ def geweke(
     batch, truth = simulate(model, mask, seed=seed)
     for sweep in range(1, sweeps + 1):
         z, log_scale = engine(model, batch, seed + sweep).resample(1, seed=seed + sweep)
-        truth = Truth(
-            torch.as_tensor(z[:, 0]).to(truth.z),
-            torch.where(batch.free_scale, torch.as_tensor(log_scale[:, 0]).to(truth.z), 0.0),
-            truth.flux,
+        truth = truth._replace(
+            z=torch.as_tensor(z[:, 0]).to(truth.z),
+            log_scale=torch.where(batch.free_scale, torch.as_tensor(log_scale[:, 0]).to(truth.z), 0.0),
         )
-        batch, _ = simulate(model, mask, seed=seed + 1000 * sweep, truth=truth)
+        batch, truth = simulate(model, mask, seed=seed + 1000 * sweep, truth=truth)
     # The law to compare with, from four times as many stars that no engine has seen.
     _, prior = simulate(model, np.repeat(mask, 4, axis=0), seed=seed + 1)
     here, there = _marginals(model, truth), _marginals(model, prior)

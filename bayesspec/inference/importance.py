@@ -15,7 +15,7 @@ from .conditional import GivenCore
 from .convergence import pareto_smooth
 from .draws import Draws
 from .newton import Modes, find_modes
-from .proposal import StudentMixture
+from .proposal import DOF, StudentMixture
 from .scan import LatentScan
 from .target import Target
 
@@ -135,7 +135,7 @@ def laplace_mixture(target: Target, modes: Modes, *, normal: bool = False) -> St
     # The core comes first, so that the corner of a lower factor is the factor of the core's covariance.
     core = slice(0, target.core)
     parts = theta[..., core], factors[..., core, core], log_share, target.free[:, core]
-    return StudentMixture(*parts, math.inf) if normal else StudentMixture(*parts)
+    return StudentMixture(*parts, math.inf if normal else DOF)
 
 
 def log_volume(target: Target, factor: torch.Tensor) -> torch.Tensor:
@@ -224,16 +224,8 @@ class Pool:
         """`count` draws of one star."""
         rows, log_weight = thin(self.log_weight[n], count, seed)
         target, theta = self.target, self.theta[rows, n]
-        inner = target.model.latent_dim
-        z, x, log_scale, w = (
-            part.cpu().numpy()[None, None]
-            for part in theta.tensor_split((inner, target.latent_dim, target.end), dim=-1)
-        )
-        return Draws(
-            z=z,
-            x=x,
-            w=w,
-            log_scale=log_scale,
+        return target.draws(
+            theta.cpu().numpy()[None, None],
             log_weight=log_weight[None, None],
             log_density=self.log_density[rows, n].cpu().numpy()[None, None],
             log_evidence=np.logaddexp.reduce(self.log_ratio[n : n + 1], axis=-1) - np.log(len(self.theta)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from bayesspec.batch import ObservationBatch
 from bayesspec.model import StellarModel
@@ -59,20 +58,11 @@ def laplace_draws(
         ((1, 1, 100, 3), True)
     """
     target = Target(model, batch)
-    pool = Pool.of(
-        target, find_modes(model, batch, classes="marginal", starts=starts, scan=scan), normal=True
-    )
+    modes = find_modes(model, batch, classes="marginal", starts=starts, scan=scan)
+    pool = Pool.of(target, modes, normal=True)
     pool.draw(draws, seed)
-    inner = model.latent_dim
-    z, x, log_scale, w = (
-        part.movedim(0, 1)[:, None].cpu().numpy()
-        for part in torch.tensor_split(pool.theta, (inner, target.latent_dim, target.end), dim=-1)
-    )
-    return Draws(
-        z=z,
-        x=x,
-        w=w,
-        log_scale=log_scale,
+    return target.draws(
+        pool.theta.movedim(0, 1)[:, None].cpu().numpy(),
         log_weight=None,
         log_density=pool.log_density.T[:, None].cpu().numpy(),
         log_evidence=np.logaddexp.reduce(pool.log_ratio, axis=-1) - np.log(draws),

@@ -21,7 +21,7 @@ from bayesspec.runtime import own_random_state
 
 from .density import MapEstimate, log_joint
 from .scan import LatentScan
-from .target import Target
+from .target import Target, inverse_factor
 from .whiten import Whitened
 
 __all__ = ["map_estimate"]
@@ -127,7 +127,7 @@ def _follow(
         metric = target.metric(theta)
     if classes == "joint":
         program = poutine.condition(program, {"C": klass})
-    white = Whitened(model, rows, (z, log_scale), torch.linalg.cholesky(torch.linalg.inv(metric)))
+    white = Whitened(model, rows, (z, log_scale), inverse_factor(metric))
     program = poutine.reparam(program, white)
     with _isolated():
         guide = AutoDelta(poutine.block(program, hide=["C"]), init_loc_fn=init_to_mean)

@@ -342,13 +342,8 @@ def _join(parts: list[dict[str, NDArray]], target: Target, warmup: int) -> Draws
     diagnostics = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     diagnostics["divergences"] = late["diverging"].sum((1, 2))
     diagnostics["budget_spent"] = spent.any(-1)
-    inner = target.model.latent_dim
-    z, x, log_scale, w = np.split(theta.astype(np.float32), (inner, target.latent_dim, target.end), axis=-1)
-    return Draws(
-        z=z,
-        x=x,
-        log_scale=log_scale,
-        w=w,
+    return target.draws(
+        theta.astype(np.float32),
         log_weight=None,
         log_density=late["lp"],
         diagnostics=diagnostics,

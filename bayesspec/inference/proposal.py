@@ -63,7 +63,7 @@ class StudentMixture:
         mean, factor = (
             torch.cat([getattr(mixture, name) for mixture in mixtures], dim=1) for name in ("mean", "factor")
         )
-        return cls(mean, factor, log_weight, mixtures[0].free)
+        return cls(mean, factor, log_weight, mixtures[0].free, mixtures[0].dof)
 
     def sample(self, count: int, seed: int, further: int = 0, *, independent: bool = False) -> Tensor:
         """Draws, (count, N, d), and standard normal numbers beside them, (count, N, d + further).

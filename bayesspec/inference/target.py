@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -13,9 +14,10 @@ from bayesspec.batch import ObservationBatch
 from bayesspec.model import SCALE_WIDTH, StellarModel
 
 from .density import log_joint
+from .draws import Draws
 from .metric import information, information_by_size
 
-__all__ = ["Target"]
+__all__ = ["Target", "inverse_factor"]
 
 # Pixels in one pass: what a CPU's cache likes, and what an accelerator's memory bears.
 _CPU_PIXELS, _PIXELS = 2**19, 2**24
@@ -77,6 +79,12 @@ class Target:
         """Latents (..., N, L + R) and log scales (..., N, E)."""
         z, log_scale, w = theta.tensor_split((self.latent_dim, self.end), dim=-1)
         return torch.cat([z, w], dim=-1), log_scale
+
+    def draws(self, theta: NDArray[np.float32], **facts: Any) -> Draws:
+        """Draws of thetas (N, chains, draws, d), with what else is known of them."""
+        cuts = self.model.latent_dim, self.latent_dim, self.end
+        z, x, log_scale, w = np.split(theta, cuts, axis=-1)
+        return Draws(z=z, x=x, log_scale=log_scale, w=w, **facts)
 
     def log_density(self, theta: Tensor) -> Tensor:
         """Log density, (..., N), of thetas (..., N, d), without gradient, in blocks that fit memory."""
@@ -144,9 +152,9 @@ class Target:
             summed, metric = self.summed(theta)
             curvature = summed.metric(theta, observed=True)
             positive = torch.linalg.cholesky_ex(curvature).info == 0
-            axes = _inverse_factor(torch.where(positive[:, None, None], curvature, metric))
+            axes = inverse_factor(torch.where(positive[:, None, None], curvature, metric))
             return torch.linalg.cholesky(axes @ axes.mT)
-        axes = _inverse_factor(self.metric(theta))
+        axes = inverse_factor(self.metric(theta))
         # One offset per free axis: theta + axis and theta - axis, in a leading dimension.
         steps = torch.where(self.free[..., None], axes, 0.0).permute(2, 0, 1)
         _, ahead = self.gradient(theta + steps)
@@ -241,7 +249,7 @@ class Target:
         return 0.5 * (curvature + curvature.mT)
 
 
-def _inverse_factor(precision: Tensor) -> Tensor:
+def inverse_factor(precision: Tensor) -> Tensor:
     """A matrix A with A A^T = precision^-1."""
     factor = torch.linalg.cholesky(precision)
     identity = torch.eye(precision.shape[-1], dtype=precision.dtype, device=precision.device)

@@ -41,7 +41,7 @@ class Whitened(Reparam):
         model: The model.
         batch: N stars, those that the program is run with.
         centre: Latents (N, L + P + R) and log scales (N, E).
-        factor: Lower Cholesky factor of the covariance of `Target`'s vectors there, (N, d, d).
+        factor: A with A A^T the covariance of `Target`'s vectors there, (N, d, d).
 
     Example:
         >>> import numpy as np
@@ -116,7 +116,6 @@ class Whitened(Reparam):
         own = self.columns[name]
         if name == "log_scale" or (name == "z" and not len(self.free)):
             self._before = {}  # the program begins
-        flat = name in ("log_scale", "v")
         mean = self.centre[:, own]
         for earlier, u in self._before.items():
             block = self.factor[:, own, self.columns[earlier]]
@@ -136,7 +135,7 @@ class Whitened(Reparam):
             if name == "log_scale":
                 value, volume = value.flatten(-2)[..., self.free], volume.flatten()[self.free]
             else:
-                value, volume = value[..., 0] if flat else value, volume.sum(-1)
+                value, volume = value[..., 0] if name == "v" else value, volume.sum(-1)
             pyro.factor(f"{name}_volume", volume)
             if shape is not None:  # a guess that was made for each class; all have the same coordinates
                 value = value.expand(shape)
