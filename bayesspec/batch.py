@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,7 +155,8 @@ class ObservationBatch:
         import torch
 
         index = torch.stack(torch.nonzero(free_scale, as_tuple=True))
-        return replace(self, **tensors, free_scale=free_scale, free_index=index)
+        changed: dict[str, Any] = {**tensors, "free_scale": free_scale, "free_index": index}
+        return replace(self, **changed)
 
     def to(self, device: torch.device | str) -> ObservationBatch:
         """The same batch on another device."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from .distributions import LatentPrior
 from .exceptions import BundleError
@@ -239,7 +239,9 @@ def _model(card: dict[str, Any], weights: bytes, path: Path) -> StellarModel:
             networks["encoder"],
             networks["generator"],
             LatentPrior(
-                *(tensors[f"prior.{part}"].float() for part in ("centres", "log_weights", "bandwidth")),
+                tensors["prior.centres"].float(),
+                tensors["prior.log_weights"].float(),
+                tensors["prior.bandwidth"].float(),
                 **card["architecture"].get("prior", {}),  # a card that does not say has round kernels
             ),
             networks["noise"],
@@ -262,7 +264,7 @@ def _model(card: dict[str, Any], weights: bytes, path: Path) -> StellarModel:
     return model.eval()
 
 
-def _networks(card: dict[str, Any]) -> dict[str, nn.Module]:
+def _networks(card: dict[str, Any]) -> dict[str, Any]:
     """The networks of a card, untrained."""
     architecture = card["architecture"]
     makers: dict[str, Any] = {"encoder": Encoder, "generator": Generator, "noise": NoiseNetwork}
@@ -273,9 +275,7 @@ def _networks(card: dict[str, Any]) -> dict[str, nn.Module]:
     return {name: make(**architecture[name]) for name, make in makers.items()}
 
 
-def _fit(
-    grid: WavelengthGrid, classes: int, networks: dict[str, nn.Module], tensors: dict[str, Tensor]
-) -> None:
+def _fit(grid: WavelengthGrid, classes: int, networks: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Refuse what does not fit together: grid, classes, sizes of networks, and the tensors of the file."""
     expected = {
         f"{part}.{name}": tuple(tensor.shape)

@@ -216,7 +216,7 @@ def mean_exposure(flux: NDArray, ivar: NDArray, mask: NDArray) -> Rebinned:
     total = weight.sum(-2)
     mean = (weight * np.where(seen, flux, 0.0)).sum(-2)
     mean = np.divide(mean, total, out=np.zeros_like(mean), where=total > 0)
-    return Rebinned(mean, np.where(known, ivar, 0.0).sum(-2), mask.all(-2))
+    return Rebinned(mean, np.where(known, ivar, 0.0).sum(-2), np.all(mask, -2))
 
 
 def mean_absolute_flux(flux: NDArray, mask: NDArray) -> NDArray:

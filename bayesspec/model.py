@@ -102,6 +102,8 @@ class StellarModel(nn.Module):
         (torch.Size([2, 3]), torch.Size([2, 1, 2048]))
     """
 
+    class_logits: Tensor
+
     def __init__(
         self,
         grid: WavelengthGrid,
@@ -154,12 +156,12 @@ class StellarModel(nn.Module):
                 (N, 2 T - 1, R, R).
         """
         _, latents, _, _ = self._sample(batch)
-        h, _ = self.residual.split(self.split(latents)[1])
-        with pyro.plate("volume of w", len(batch), dim=-1, device=batch.flux.device):
-            pyro.factor("volume", -self.residual.log_volume(h, told))
+        h, _ = self.residual_term.split(self.split(latents)[1])
+        with pyro.plate("volume of w", len(batch), dim=-1, device=str(batch.flux.device)):
+            pyro.factor("volume", -self.residual_term.log_volume(h, told))
 
     def _sample(self, batch: ObservationBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        scale, device = self.exposure_scale(batch), batch.flux.device
+        scale, device = self.exposure_scale(batch), str(batch.flux.device)
         with pyro.plate("star", len(batch), dim=-1, device=device):
             klass = pyro.sample(
                 "C", dist.Categorical(logits=self.class_logits), infer={"enumerate": "parallel"}
@@ -269,7 +271,7 @@ class StellarModel(nn.Module):
             batch: N stars; with a residual term one whose ivar is known, see `with_noise_level`.
         """
         observed, spectrum = ~batch.mask, spectrum[..., None, :]
-        if self.residual is None:
+        if isinstance(self.noise, NoiseNetwork):
             return NoiseFlow(spectrum, self.noise, scale, observed)
         z, _, _ = self.parts(latents)
         level = self.noise_level(latents, batch).exp()[..., None, None]
@@ -281,14 +283,14 @@ class StellarModel(nn.Module):
             scale,
             self.discrepancy(latents)[..., None, :],
             observed,
-            self.residual.shares(z)[..., None, :, :],
+            self.residual_term.shares(z)[..., None, :, :],
             WIDTHS,
         )
 
     def noise_level(self, latents: Tensor, batch: ObservationBatch) -> Tensor:
         """Log of how many times as large as stated the noise is, (..., N), at latents (..., N, L + P + R)."""
         spread = torch.where(batch.noise_known, STATED, UNSTATED).to(latents)
-        return spread * self.residual.split(self.split(latents)[1])[0][..., 0]
+        return spread * self.residual_term.split(self.split(latents)[1])[0][..., 0]
 
     def exposures(
         self, latents: Tensor, spectrum: Tensor, scale: Tensor, batch: ObservationBatch
@@ -298,7 +300,7 @@ class StellarModel(nn.Module):
         Arguments are those of `likelihood`.
         """
         flow = self.likelihood(latents, spectrum, scale, batch)
-        return flow.to_event(1) if self.residual is None else SharedDiscrepancy(flow)
+        return flow.to_event(1) if isinstance(flow, NoiseFlow) else SharedDiscrepancy(flow)
 
     def complete(self, latents: Tensor, log_scale: Tensor, batch: ObservationBatch) -> CleanSpectrum:
         """The clean spectra given y and all else: what of e the data say, in closed form.
@@ -317,7 +319,7 @@ class StellarModel(nn.Module):
     def discrepancy(self, latents: Tensor) -> Tensor:
         """Standard deviation of e in each pixel, (..., D), at latents (..., L + P + R)."""
         z, x, w = self.parts(latents)
-        found = self.residual.discrepancy(z, w)
+        found = self.residual_term.discrepancy(z, w)
         return found if self.passage is None else found * self.passage.throughput(x)
 
     def exposure_scale(self, batch: ObservationBatch) -> Tensor:
@@ -326,7 +328,7 @@ class StellarModel(nn.Module):
         free = batch.free_index.shape[1]
         if not free:
             return scale
-        with pyro.plate("free", free, dim=-1, device=scale.device):
+        with pyro.plate("free", free, dim=-1, device=str(scale.device)):
             log_scale = pyro.sample("log_scale", dist.Normal(scale.new_zeros(()), SCALE_WIDTH))
         return scale.index_put(tuple(batch.free_index), log_scale.exp())
 
@@ -354,7 +356,7 @@ class StellarModel(nn.Module):
 
     def with_noise_level(self, batch: ObservationBatch) -> ObservationBatch:
         """The batch with an inverse variance where the pipeline gave none, if this model's noise needs it."""
-        if self.residual is None:
+        if isinstance(self.noise, NoiseNetwork):
             return batch
         return fill_ivar(batch, self.noise.reference)
 
@@ -399,6 +401,17 @@ class StellarModel(nn.Module):
     def version(self) -> str:
         """The first digits of the hash of all that makes the model: weights, grid, classes, architecture."""
         return str(self.card.get("settings_sha256", ""))[:12]
+
+    @property
+    def residual_term(self) -> ResidualTerm:
+        """The residual term, of a model that has one.
+
+        Raises:
+            BayesspecError: if it has none.
+        """
+        if self.residual is None:
+            raise BayesspecError(f"{self.name} has no residual term")
+        return self.residual
 
     @property
     def latent_dim(self) -> int:

@@ -183,7 +183,9 @@ class Observation:
             except u.UnitConversionError as error:
                 raise ObservationError(f"{label}: {error}") from None
             scale = None if part.scale is None else part.scale * factor
-            if scale != star.scale and (None in (scale, star.scale) or abs(scale / star.scale - 1) > 1e-6):
+            if scale != star.scale and (
+                scale is None or star.scale is None or abs(scale / star.scale - 1) > 1e-6
+            ):
                 raise ObservationError(
                     f"{label}: one exposure has the scale {star.scale}, another {scale}; state the same for "
                     "all, or none"

@@ -55,7 +55,7 @@ def _restore_globals(environment: dict[str, str], filters: list) -> None:
         del os.environ[name]
     os.environ.update(environment)
     if warnings.filters != filters:
-        warnings.filters[:] = filters
+        warnings.filters[:] = filters  # type: ignore[index]  # typeshed does not say that it is a list
 
 
 @contextmanager

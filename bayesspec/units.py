@@ -97,9 +97,10 @@ def plain_values(
     ):
         return np.stack([plain_values(row, unit, equivalencies) for row in array])
     own = getattr(array, "unit", None)
-    if hasattr(array, "filled"):
-        array = array.astype(float).filled(np.nan)
-    values = np.asarray(array)
+    plain: Any = array
+    if hasattr(plain, "filled"):
+        plain = plain.astype(float).filled(np.nan)
+    values = np.asarray(plain)
     if values.dtype.kind not in "biufO":
         raise TypeError(f"expected real numbers, got {values.dtype}")
     values = values.astype(float)

@@ -167,7 +167,7 @@ class ClassKDE(TorchDistribution):
         if self._validate_args:
             self._validate_classes()
 
-    def expand(self, batch_shape: Size, _instance: ClassKDE | None = None) -> ClassKDE:
+    def expand(self, batch_shape: list[int] | tuple[int, ...], _instance: Any = None) -> ClassKDE:
         """The same distribution with a larger batch shape."""
         new = self._get_checked_instance(ClassKDE, _instance)
         new.klass = self.klass.expand(batch_shape)
@@ -191,7 +191,7 @@ class ClassKDE(TorchDistribution):
         return every.expand(*shape, -1).gather(-1, self.klass.expand(shape)[..., None]).squeeze(-1)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Size = Size()) -> Tensor:
+    def sample(self, sample_shape: list[int] | tuple[int, ...] = Size()) -> Tensor:
         """Draw latents, shape sample_shape + (..., L): a centre by its weight, plus the kernel's noise."""
         shape = self._extended_shape(sample_shape)
         klass = self.klass.expand(shape[:-1])
@@ -246,6 +246,11 @@ class LatentPrior(nn.Module):
         torch.Size([3, 3])
     """
 
+    centres: Tensor
+    log_weights: Tensor
+    bandwidth: Tensor
+    precision_tril: Tensor | None
+
     def __init__(
         self,
         centres: Tensor,
@@ -257,7 +262,7 @@ class LatentPrior(nn.Module):
         super().__init__()
         ClassKDE(torch.arange(len(centres)), centres, log_weights, bandwidth)
 
-        self.config = {"neighbours": neighbours, "stretch": stretch}
+        self.config: dict[str, Any] = {"neighbours": neighbours, "stretch": stretch}
         self.register_buffer("centres", centres)
         self.register_buffer("log_weights", log_weights)
         self.register_buffer("bandwidth", bandwidth)
@@ -285,20 +290,20 @@ class LatentPrior(nn.Module):
             ValueError: If a class is empty, shapes do not fit or a number is out of its range.
         """
         dtype = torch.get_default_dtype()
-        latents = [torch.as_tensor(points, dtype=dtype) for points in latents]
-        for c, points in enumerate(latents):
-            if points.dim() != 2 or not len(points) or points.shape[1] != latents[0].shape[-1]:
+        known = [torch.as_tensor(points, dtype=dtype) for points in latents]
+        for c, points in enumerate(known):
+            if points.dim() != 2 or not len(points) or points.shape[1] != known[0].shape[-1]:
                 raise ValueError(
                     f"each class needs latents (m, L), m > 0, with one L; class {c} is {tuple(points.shape)}"
                 )
         if weights is None:
-            weights = [torch.ones(len(points)) for points in latents]
+            weights = [torch.ones(len(points)) for points in known]
 
-        shape = len(latents), max(len(points) for points in latents)
-        centres = torch.zeros(*shape, latents[0].shape[1], dtype=dtype)
+        shape = len(known), max(len(points) for points in known)
+        centres = torch.zeros(*shape, known[0].shape[1], dtype=dtype)
         log_weights = torch.full(shape, -torch.inf, dtype=dtype)
-        for c, (points, weight) in enumerate(zip(latents, weights, strict=True)):
-            weight = torch.as_tensor(weight, dtype=dtype)
+        for c, (points, given) in enumerate(zip(known, weights, strict=True)):
+            weight = torch.as_tensor(given, dtype=dtype)
             if weight.shape != points.shape[:1] or (weight < 0).any():
                 raise ValueError(f"weights of class {c} must be {len(points)} numbers that are not negative")
             centres[c, : len(points)] = points
@@ -311,9 +316,10 @@ class LatentPrior(nn.Module):
 
     def of_class(self, k: int, batch_shape: Size = Size()) -> ClassKDE:
         """The distribution of one class alone, that does no other's work."""
-        arguments = self.centres, self.log_weights, self.bandwidth, self.precision_tril
-        own = (None if part is None else part[k : k + 1] for part in arguments)
-        return ClassKDE(torch.zeros(batch_shape, dtype=torch.long, device=self.centres.device), *own)
+        own, shapes = slice(k, k + 1), self.precision_tril
+        klass = torch.zeros(batch_shape, dtype=torch.long, device=self.centres.device)
+        parts = self.centres[own], self.log_weights[own], self.bandwidth[own]
+        return ClassKDE(klass, *parts, None if shapes is None else shapes[own])
 
     def log_prob_all(self, z: Tensor) -> Tensor:
         """Log-density of latents (..., L) in every class, shape (..., n_class)."""

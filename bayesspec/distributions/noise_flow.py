@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
-from torch import Size, Tensor, nn
+from torch import Size, Tensor
 
 from .spectrum_noise import (
     HIT_SHARE,
@@ -17,6 +18,19 @@ from .spectrum_noise import (
     log_cauchy_tail,
     normal_quantile,
 )
+
+
+class Conditioner(Protocol):
+    """What a flow asks of its network: means and log-widths of the noise, given the K pixels before."""
+
+    kernel: int
+    """K."""
+
+    def __call__(self, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """Of all pixels, (..., D), of the noise (..., D)."""
+
+    def step(self, window: Tensor) -> tuple[Tensor, Tensor]:
+        """Of one pixel, (...), of those before it, (..., K)."""
 
 
 class NoiseFlow(SpectrumNoise):
@@ -46,8 +60,8 @@ class NoiseFlow(SpectrumNoise):
 
     Arguments:
         loc: The clean spectrum s, shape (..., D) with D > K.
-        network: The conditioner, e.g. a :class:`bayesspec.nn.noise.NoiseNetwork`: a module with `kernel`,
-            `forward` and `step`. Its parameters are its own, not the distribution's.
+        network: The conditioner, e.g. a :class:`bayesspec.nn.noise.NoiseNetwork`. Its parameters are its own,
+            not the distribution's.
         scale: The positive scale a, broadcastable to the batch shape (...).
         observed: True where a pixel is observed, bool, shape (..., D); None for all. (The package's masks
             are True where *bad*: pass ``~mask``.)
@@ -67,10 +81,12 @@ class NoiseFlow(SpectrumNoise):
         tensor([6, 0, 0])
     """
 
+    network: Conditioner
+
     def __init__(
         self,
         loc: Tensor,
-        network: nn.Module,
+        network: Conditioner,
         scale: Tensor | float = 1.0,
         observed: Tensor | None = None,
         validate_args: bool | None = None,
@@ -106,7 +122,7 @@ class NoiseFlow(SpectrumNoise):
         return found if self._observed is None else torch.where(self._used, found, 0.0)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Size = Size()) -> Tensor:
+    def sample(self, sample_shape: list[int] | tuple[int, ...] = Size()) -> Tensor:
         """Draw spectra, all pixels, observed or not, shape sample_shape + (..., D)."""
         shape = self._extended_shape(sample_shape)
         k, pixels = self.network.kernel, shape[-1]
@@ -124,9 +140,9 @@ class NoiseFlow(SpectrumNoise):
     @property
     def _used(self) -> Tensor:
         # Equation (16).
-        k, used = self.network.kernel, self._observed.clone()
+        k, used = self.network.kernel, self.seen.clone()
         for back in range(1, k + 1):
-            used[..., k:].logical_and_(self._observed[..., k - back : -back])
+            used[..., k:].logical_and_(self.seen[..., k - back : -back])
         return used
 
     def _residual_terms(self, residual: Tensor) -> Tensor:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
-from torch import Size, Tensor, nn
+from torch import Size, Tensor
 from torch.distributions import constraints
 
 from . import spectrum_noise
 from .pixel_mixture import DiscrepancyGiven, PixelMixture
 from .spectrum_noise import HIT_WIDTH, SpectrumNoise, normal_quantile
+
+
+class _Conditioner(Protocol):
+    """What the flow asks of its network: a :class:`bayesspec.nn.robust_noise.RobustNoiseNetwork`."""
+
+    kernel: int
+    reference: Tensor
+
+    def __call__(self, t: Tensor, context: Tensor) -> tuple[Tensor, Tensor]: ...
+    def step(self, window: Tensor, context: Tensor) -> tuple[Tensor, Tensor]: ...
+    def context(self, noise_std: Tensor, observed: Tensor) -> Tensor: ...
+    def mixture(self) -> tuple[Tensor, Tensor]: ...
 
 
 class RobustNoiseFlow(SpectrumNoise):
@@ -68,6 +81,10 @@ class RobustNoiseFlow(SpectrumNoise):
         tensor([1, 0, 0])
     """
 
+    network: _Conditioner
+    noise_std: Tensor
+    discrepancy: Tensor | None
+
     arg_constraints = SpectrumNoise.arg_constraints | {
         "noise_std": constraints.dependent(is_discrete=False, event_dim=1),  # anything where not observed
         "discrepancy": constraints.dependent(is_discrete=False, event_dim=1),  # likewise, or None
@@ -77,7 +94,7 @@ class RobustNoiseFlow(SpectrumNoise):
     def __init__(
         self,
         loc: Tensor,
-        network: nn.Module,
+        network: _Conditioner,
         noise_std: Tensor,
         scale: Tensor | float = 1.0,
         discrepancy: Tensor | None = None,
@@ -119,7 +136,7 @@ class RobustNoiseFlow(SpectrumNoise):
 
     def context(self) -> Tensor:
         """What the network knows of every pixel beforehand, shape (I, ..., D)."""
-        return self.network.context(self._known_noise(), self._all_or_observed())
+        return self.network.context(self._known_noise(), self.seen)
 
     def conditional(self, value: Tensor) -> tuple[Tensor, Tensor]:
         r"""Centre :math:`\mu_d \sigma_d^2 / c_d`, in the unit of s, and :math:`\alpha_d`, each (..., D)."""
@@ -164,22 +181,31 @@ class RobustNoiseFlow(SpectrumNoise):
         """The mixture of every pixel, given the pixels before it."""
         return self._given(self.residual(value))
 
+    @property
+    def tau(self) -> Tensor:
+        """The discrepancy, of a flow that has one.
+
+        Raises:
+            ValueError: If it has none.
+        """
+        if self.discrepancy is None:
+            raise ValueError("the flow has no discrepancy")
+        return self.discrepancy
+
     def prior_variances(self) -> list[Tensor]:
         """Of e for each of its widths, in the unit of s, each (..., D).
 
         Raises:
             ValueError: If the flow has no discrepancy.
         """
-        if self.discrepancy is None:
-            raise ValueError("the flow has no discrepancy")
-        return [(width * self.discrepancy).square() for width in self.kinds]
+        return [(width * self.tau).square() for width in self.kinds]
 
     def prior_shares(self) -> tuple[Tensor | float, ...]:
         """Of each of the widths of e, each (..., D)."""
         return (1.0,) if self.shares is None else self.shares.unbind(-2)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Size = Size()) -> Tensor:
+    def sample(self, sample_shape: list[int] | tuple[int, ...] = Size()) -> Tensor:
         """Draw spectra, shape sample_shape + (..., D); where not observed they are a s, without noise."""
         shape = self._extended_shape(sample_shape)
         return self.sample_given(self.sample_discrepancy(shape), shape)
@@ -214,7 +240,7 @@ class RobustNoiseFlow(SpectrumNoise):
         drawn = torch.randn(width.shape, dtype=self.loc.dtype, device=self.loc.device)
         hit = (component == len(scales) - 1).reshape(width.shape)
         drawn = torch.where(hit, drawn / torch.randn_like(drawn), drawn)  # a ratio of normals is Cauchy
-        observed = pixels_first(self._all_or_observed())
+        observed = pixels_first(self.seen)
         sigma, total = pixels_first(sigma), pixels_first(total)
         # A hit is no part of the star: it takes the place of e, whose usual width widens it.
         beneath = torch.where(hit, 0.0, pixels_first(e))
@@ -266,11 +292,6 @@ class RobustNoiseFlow(SpectrumNoise):
         if self._observed is None:
             return self.noise_std
         return torch.where(self._observed, self.noise_std, 1.0)
-
-    def _all_or_observed(self) -> Tensor:
-        if self._observed is not None:
-            return self._observed
-        return torch.ones(self.event_shape, dtype=torch.bool, device=self.loc.device)
 
     def _where_observed(self, value: Tensor) -> Tensor:
         return value if self._observed is None else torch.where(self._observed, value, 0.0)

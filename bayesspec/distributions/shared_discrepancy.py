@@ -85,7 +85,7 @@ class SharedDiscrepancy(TorchDistribution):
         self.flow = flow
         super().__init__(flow.batch_shape[:-1], flow.batch_shape[-1:] + flow.event_shape, validate_args)
 
-    def expand(self, batch_shape: Size, _instance: Any = None) -> Self:
+    def expand(self, batch_shape: list[int] | tuple[int, ...], _instance: Any = None) -> Self:
         """The same distribution with a larger batch shape; arguments are kept as they are."""
         new = self._get_checked_instance(type(self), _instance)
         new.flow = self.flow.expand(Size(batch_shape) + self.event_shape[:1])
@@ -136,8 +136,8 @@ class SharedDiscrepancy(TorchDistribution):
         """The noise beside the mean of e, and what share of its information e leaves, (..., 1, D)."""
         given, (shares, variances) = self.flow.given(value), self._prior()
         e = self.discrepancy_given(value).mean[..., None, :]
-        odds = [s.log() - 0.5 * (v.log() + e.square() / v) for s, v in zip(shares, variances, strict=True)]
-        odds = torch.stack(torch.broadcast_tensors(*odds)).softmax(0)
+        terms = [s.log() - 0.5 * (v.log() + e.square() / v) for s, v in zip(shares, variances, strict=True)]
+        odds = torch.stack(torch.broadcast_tensors(*terms)).softmax(0)
         beneath = sum(odd / v for odd, v in zip(odds, variances, strict=True))
         alone = given._replace(beyond=given.beyond - e, shares=(1.0,), variances=(0.0,), tau_square=0.0)
         noise = self._where_observed(alone.precision())
@@ -160,7 +160,7 @@ class SharedDiscrepancy(TorchDistribution):
         return _Integral.of(self.flow.given(value), self._prior(), self.flow.observed, everywhere=True)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Size = Size()) -> Tensor:
+    def sample(self, sample_shape: list[int] | tuple[int, ...] = Size()) -> Tensor:
         """Draw exposures, sample_shape + (..., E, D), which share a draw of e."""
         shape = self._extended_shape(sample_shape)
         e = self.flow.sample_discrepancy(shape[:-2] + Size([1]) + shape[-1:])
@@ -268,9 +268,9 @@ class _Integral:
         return (mean + whole.rsqrt() * torch.randn_like(mean))[..., 0, :]
 
     def _choose(self, log_weights: list[Tensor]) -> Tensor:
-        log_weights = torch.stack(torch.broadcast_tensors(*log_weights))
-        level = torch.rand_like(log_weights[0])
-        return (log_weights.softmax(0).cumsum(0) < level).sum(0).clamp_max(len(log_weights) - 1)
+        stacked = torch.stack(torch.broadcast_tensors(*log_weights))
+        level = torch.rand_like(stacked[0])
+        return (stacked.softmax(0).cumsum(0) < level).sum(0).clamp_max(len(stacked) - 1)
 
     @functools.cached_property
     @torch.no_grad()
@@ -357,7 +357,8 @@ class _Integral:
         """Log density of e, (..., 1, D)."""
         k, square = len(self.shares), e.square()
         shares, variances = leaves[-2 * k : -k], leaves[-k:]
-        total = sum(s * v.rsqrt() * _exp(-0.5 * square / v) for s, v in zip(shares, variances, strict=True))
+        terms = [s * v.rsqrt() * _exp(-0.5 * square / v) for s, v in zip(shares, variances, strict=True)]
+        total = functools.reduce(torch.add, terms)
         return total.clamp_min(_tiny(square)).log() - 0.5 * math.log(2 * math.pi)
 
 

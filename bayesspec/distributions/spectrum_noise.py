@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Size, Tensor, nn
+from torch import Size, Tensor
 from torch.distributions import constraints
 
 HIT_SHARE = 1e-5
@@ -72,7 +72,7 @@ class SpectrumNoise(TorchDistribution):
     def __init__(
         self,
         loc: Tensor,
-        network: nn.Module,
+        network: Any,
         scale: Tensor | float,
         observed: Tensor | None,
         validate_args: bool | None,
@@ -111,12 +111,19 @@ class SpectrumNoise(TorchDistribution):
         return self._observed
 
     @property
+    def seen(self) -> Tensor:
+        """The same, True for all: bool, of the event's shape at least."""
+        if self._observed is not None:
+            return self._observed
+        return torch.ones(self.event_shape, dtype=torch.bool, device=self.loc.device)
+
+    @property
     def used(self) -> Tensor:
         """True where a pixel's term counts: bool, shape (..., D)."""
         used = torch.ones_like(self.loc, dtype=torch.bool) if self._observed is None else self._used
         return used.expand(self.batch_shape + self.event_shape)
 
-    def expand(self, batch_shape: Size, _instance: Any = None) -> Self:
+    def expand(self, batch_shape: list[int] | tuple[int, ...], _instance: Any = None) -> Self:
         """The same distribution with a larger batch shape; arguments are kept as they are."""
         new = self._get_checked_instance(type(self), _instance)
         batch_shape = Size(batch_shape)
@@ -151,7 +158,7 @@ class SpectrumNoise(TorchDistribution):
 
     @property
     def _used(self) -> Tensor:
-        return self._observed
+        return self.seen
 
     def _terms(self, value: Tensor) -> Tensor:
         # Not expanded to the batch shape: what does not differ is computed once.

@@ -105,7 +105,7 @@ def check_options(label: str, engines: Sequence[Callable[..., Any]], options: Ma
             raise BayesspecError(f"{name} must be True or False, not {value!r}")
         if kind == "int" and not (value is None and "None" in optional):
             check_whole(name, value, _LEAST.get(name, 1))
-        if kind == "float" and not (isinstance(value, Real) and 0 < value < np.inf):
+        if kind == "float" and not (isinstance(value, Real) and value < np.inf and not value <= 0):
             raise BayesspecError(f"{name} must be a positive number, not {value!r}")
     if not 0 < options.get("target_accept", 0.5) < 1:
         raise BayesspecError(f"target_accept must be between 0 and 1, not {options['target_accept']!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -24,6 +24,7 @@ from bayesspec.results.summary import point_columns, posterior_columns
 from bayesspec.runtime import own_state, progress_bar
 
 from .arguments import LARGEST_SEED, check_options, check_whole, read_stars
+from .density import MapEstimate
 from .draws import Draws
 from .handover import importance_or_nuts
 from .importance import importance_draws
@@ -37,12 +38,14 @@ from .scan import LatentScan
 if TYPE_CHECKING:
     from bayesspec.io import Source
 
-__all__ = ["METHODS", "choose_method", "denoise"]
+__all__ = ["METHODS", "Method", "choose_method", "denoise"]
 
-ENGINES = {"newton": newton_estimate, "autodelta": map_estimate}
+Method = Literal["map", "laplace", "importance", "nuts"]
+
+ENGINES: dict[str, Callable[..., MapEstimate]] = {"newton": newton_estimate, "autodelta": map_estimate}
 """What finds the mode: one optimum, the second engine many times slower."""
 
-METHODS = {
+METHODS: dict[Method, Callable[..., Any]] = {
     "map": newton_estimate,
     "laplace": laplace_draws,
     "importance": importance_or_nuts,
@@ -182,7 +185,7 @@ def denoise(
     return replace(result[np.argsort(order)], failures=tuple(failures))
 
 
-def choose_method(method: str | None = None, uncertainty: bool = False) -> str:
+def choose_method(method: str | None = None, uncertainty: bool = False) -> Method:
     """The name of a method: the one that is given, or the default for what is asked.
 
     Arguments:
@@ -200,17 +203,18 @@ def choose_method(method: str | None = None, uncertainty: bool = False) -> str:
         raise BayesspecError(f"uncertainty is True or False, not {uncertainty!r}")
     if method is None:
         return "importance" if uncertainty else "map"
-    if method not in tuple(METHODS):
+    chosen = next((name for name in METHODS if name == method), None)
+    if chosen is None:
         raise BayesspecError(f"no method is called {method!r}; there is {', '.join(sorted(METHODS))}")
-    if uncertainty and method == "map":
+    if uncertainty and chosen == "map":
         raise BayesspecError(
             "map is a point and has no uncertainty; leave the method out, or choose laplace, importance "
             "or nuts"
         )
-    return method
+    return chosen
 
 
-def _keywords_of(method: str, engine: str) -> tuple[Any, ...]:
+def _keywords_of(method: Method, engine: str) -> tuple[Any, ...]:
     """The functions whose keywords are the options of a method."""
     if method == "map":
         return (ENGINES[engine],)
@@ -241,7 +245,7 @@ def _batched(stars: list[Gridded], size: int) -> Iterator[list[Gridded]]:
         yield stars[first : first + size]
 
 
-def _stack(parts: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+def _stack(parts: list[dict[str, Any]]) -> dict[str, Any]:
     depth = max(part["scale"].shape[1] for part in parts)
 
     def pad(name: str, array: np.ndarray) -> np.ndarray:

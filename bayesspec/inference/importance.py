@@ -82,18 +82,18 @@ def importance_draws(
     target = Target(model, batch)
     modes = find_modes(model, batch, classes="marginal", starts=starts, scan=scan)
     pool = Pool.of(target, modes)
-    found: list[Draws | None] = [None] * len(batch)
+    found: dict[int, Draws] = {}
     rows = np.arange(len(batch))
     for number in range(rounds + 1):
         pool.draw(draws, seed + number)
         doubtful = pool.doubtful(number < ROUNDS) if number < rounds else np.zeros(len(rows), bool)
-        for n in np.flatnonzero(~doubtful):
-            found[rows[n]] = pool.star(n, draws, seed)
+        for n in np.flatnonzero(~doubtful).tolist():
+            found[int(rows[n])] = pool.star(n, draws, seed)
         if not doubtful.any():
             break
         rows, pool = rows[doubtful], pool.select(np.flatnonzero(doubtful))
         pool.adapt()
-    return Draws.concatenate(found)
+    return Draws.concatenate([found[n] for n in range(len(batch))])
 
 
 def laplace_mixture(target: Target, modes: Modes, *, normal: bool = False) -> StudentMixture:

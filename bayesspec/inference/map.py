@@ -117,14 +117,14 @@ def _follow(
     """Follow every row uphill from where it is, with its class fixed or summed out, and w summed out."""
     target = Target(model, rows, classes)
     log_scale = torch.where(rows.free_scale, log_scale, 0.0)
-    theta, told = target.join(z, log_scale), None
+    theta = target.join(z, log_scale)
     program: Callable[[ObservationBatch], Any] = model
     if model.residual is not None:
-        summed, metric = target.summed(theta)
-        told = summed.told
-        program = partial(model.with_w_summed, told=told)
+        target, metric = target.summed(theta)
     else:
         metric = target.metric(theta)
+    if target.told is not None:
+        program = partial(model.with_w_summed, told=target.told)
     if classes == "joint":
         program = poutine.condition(program, {"C": klass})
     white = Whitened(model, rows, (z, log_scale), inverse_factor(metric))
@@ -143,13 +143,14 @@ def _follow(
         values = poutine.trace(poutine.condition(program, guide.median(rows))).get_trace(rows).nodes
 
     with torch.no_grad():
-        sites = {name: values[name]["value"] for name in white.columns if name in values}
+        sites: dict[str, Any] = {name: values[name]["value"] for name in white.columns if name in values}
         end, scale = model.of_sites(sites), log_scale
         if "log_scale" in sites:
             scale = log_scale.index_put(tuple(rows.free_index), sites["log_scale"])
         density, best = log_joint(model, rows, end, scale, classes)
-        if told is not None:
-            density = density - model.residual.log_volume(model.residual.split(model.split(end)[1])[0], told)
+        if target.told is not None:
+            h, _ = model.residual_term.split(model.split(end)[1])
+            density = density - model.residual_term.log_volume(h, target.told)
     return MapEstimate(end, scale, best, density, torch.full_like(density, torch.nan))
 
 

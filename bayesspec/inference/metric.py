@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from bayesspec.batch import ObservationBatch
-from bayesspec.distributions import NoiseFlow, RobustNoiseFlow, SharedDiscrepancy
+from bayesspec.distributions import Conditioner, NoiseFlow, RobustNoiseFlow, SharedDiscrepancy
 from bayesspec.model import STATED, UNSTATED, StellarModel
-from bayesspec.nn import NoiseNetwork
 
 __all__ = ["by_knots", "information", "information_by_size", "innovation"]
 
@@ -70,26 +69,27 @@ def _information(
 
     # Sizes and the noise level move the variance, of which the discrepancy's is a share.
     total = precision.sum(-2, keepdim=True)
-    share = (flow.discrepancy.square() * total).clamp_max(1.0)
+    of_e = flow.tau.square()
+    share = (of_e * total).clamp_max(1.0)
     of_exposure = share.square() * precision / total.clamp_min(1e-30)
-    h, _ = model.residual.split(model.split(latents)[1])
-    moved = of_exposure.sqrt()[..., None] * model.residual.growth(h)[:, None]
+    h, _ = model.residual_term.split(model.split(latents)[1])
+    moved = of_exposure.sqrt()[..., None] * model.residual_term.growth(h)[:, None]
     level = torch.where(batch.noise_known, STATED, UNSTATED).to(moved)[:, None, None]
-    noise = (1 - flow.discrepancy.square() * precision).clamp_min(0.0)
-    moved[..., 0] = level * torch.where(flow.observed, noise, 0.0)
+    of_noise = (1 - of_e * precision).clamp_min(0.0)
+    moved[..., 0] = level * torch.where(flow.seen, of_noise, 0.0)
     sizes = slice(model.lead_dim, model.lead_dim + h.shape[-1])
     found[..., sizes, sizes] += 2 * moved.mT @ moved
     return found
 
 
 def _of_gaussian(flow: NoiseFlow, flux: Tensor, clean: Tensor, slope: Tensor) -> Tensor:
-    observed, eps = flow.observed, flow.residual(flux)
+    eps = flow.residual(flux)
     mean, _, d_mean, d_alpha = _conditioner(flow.network, eps)
 
     # A pixel's conditional is Normal(a (s + mean), a exp(alpha)): its centre and log width move with z
     # and log a directly, and through the noise before it, eps = y / a - s. Last dimension: z, log a.
     d_eps = -torch.cat([slope, (clean + eps)[..., None]], dim=-1)
-    d_eps = torch.where(observed[..., None], d_eps, 0.0)
+    d_eps = torch.where(flow.seen[..., None], d_eps, 0.0)
     direct = torch.cat([slope, (clean + mean)[..., None]], dim=-1)
     unit = torch.cat([torch.zeros_like(slope), torch.ones_like(mean)[..., None]], dim=-1)
     weight = flow.precision(flux).sqrt()[..., None]  # a hit says nothing
@@ -113,7 +113,8 @@ def information_by_size(
         latents: (N, L + R).
         log_scale: (N, E).
     """
-    rows = max(1, _CPU_NUMBERS // (batch.flux[0].numel() * model.residual.components))
+    residual = model.residual_term
+    rows = max(1, _CPU_NUMBERS // (batch.flux[0].numel() * residual.components))
     if latents.device.type == "cpu" and rows < len(batch):
         parts = []
         for first in range(0, len(batch), rows):
@@ -123,14 +124,14 @@ def information_by_size(
         return torch.cat(parts)
 
     spectrum, jacobian = model.jacobian(latents)
-    h, _ = model.residual.split(model.split(latents)[1])
-    slope = jacobian[..., -model.residual.components :] / model.residual.size(h)[..., None]
+    h, _ = residual.split(model.split(latents)[1])
+    slope = jacobian[..., -residual.components :] / residual.size(h)[..., None]
     flow = model.likelihood(latents, spectrum, log_scale.exp(), batch)
     slope = slope[:, None].expand(-1, log_scale.shape[1], -1, -1)
     centre = _centres(flow, batch.flux, spectrum[:, None], slope)[..., :-1]
     weight = SharedDiscrepancy(flow).precision(batch.flux)
 
-    return by_knots(model.residual.between, centre, weight)
+    return by_knots(residual.between, centre, weight)
 
 
 def by_knots(between: Tensor, slope: Tensor, weight: Tensor) -> Tensor:
@@ -168,7 +169,7 @@ def by_knots(between: Tensor, slope: Tensor, weight: Tensor) -> Tensor:
 def _centres(flow: RobustNoiseFlow, flux: Tensor, clean: Tensor, slope: Tensor) -> Tensor:
     """Derivatives of all pixels' centres, (N, E, D, P + 1), by P latents and the exposure's log scale."""
     d_eps = -torch.cat([slope, clean.expand(slope.shape[:-1])[..., None]], dim=-1)
-    d_eps = torch.where(flow.observed[..., None], d_eps, 0.0)
+    d_eps = torch.where(flow.seen[..., None], d_eps, 0.0)
     return innovation(flow, flux)(-d_eps)
 
 
@@ -203,7 +204,7 @@ def _slopes_by_window(step: Callable[[Tensor, Tensor], Tensor], windows: Tensor,
     return torch.cat(slopes).reshape(windows.shape)
 
 
-def _conditioner(noise: NoiseNetwork, eps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _conditioner(noise: Conditioner, eps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean and log width of every pixel, (..., D), and their slopes by the K pixels before, (..., D, K)."""
     kernel = noise.kernel
     windows = eps[..., :-1].unfold(-1, kernel, 1)
@@ -220,8 +221,8 @@ def _conditioner(noise: NoiseNetwork, eps: Tensor) -> tuple[Tensor, Tensor, Tens
     # The first K pixels have constants of their own.
     shape = windows.shape[:-1]
     mean, alpha = (
-        torch.cat([first.expand(*shape[:-1], kernel), rest.reshape(shape)], dim=-1)
-        for first, rest in ((noise.first_mean, mean), (noise.first_alpha, alpha))
+        torch.cat([first, rest.reshape(shape)], dim=-1)
+        for first, rest in zip(noise(eps[..., :kernel]), (mean, alpha), strict=True)
     )
     d_mean, d_alpha = (pad(slope.reshape(windows.shape), (0, 0, kernel, 0)) for slope in slopes)
     return mean, alpha, d_mean, d_alpha

@@ -92,11 +92,10 @@ class StudentMixture:
             sequence = qmc.Sobol(columns, seed=seed)
             uniform = sequence.random_base2(max(1, count - 1).bit_length())[:count]
         uniform = uniform.clip(1e-12, 1 - 1e-12)
-        like = {"dtype": self.mean.dtype, "device": self.mean.device}
-        level = torch.as_tensor(uniform[:, 0]).to(**like)
+        level = torch.as_tensor(uniform[:, 0]).to(self.mean)
         tails = 1.0 if math.isinf(self.dof) else np.sqrt(self.dof / chi2.ppf(uniform[:, 1], self.dof))
-        stretch = torch.as_tensor(np.broadcast_to(tails, count).copy()).to(**like)
-        normal = torch.as_tensor(ndtri(uniform[:, 2 : 2 + dim])).to(**like)
+        stretch = torch.as_tensor(np.broadcast_to(tails, count).copy()).to(self.mean)
+        normal = torch.as_tensor(ndtri(uniform[:, 2 : 2 + dim])).to(self.mean)
 
         edges = self.log_weight.exp().cumsum(-1)
         edges = edges / edges[:, -1:]
@@ -106,7 +105,7 @@ class StudentMixture:
         own = (self.free.cumsum(-1) - 1).clamp_min(0)  # the k-th number is that of the k-th free dimension
         offset = torch.where(self.free, stretch[:, None, None] * normal[:, own], 0.0)
         core = self.mean[star, chosen] + (self.factor[star, chosen] @ offset[..., None])[..., 0]
-        rest = torch.as_tensor(ndtri(uniform[:, 2 + max(dim, RESERVED) :])).to(**like)
+        rest = torch.as_tensor(ndtri(uniform[:, 2 + max(dim, RESERVED) :])).to(self.mean)
         return torch.cat([core, rest[:, None].expand(-1, stars, -1)], dim=-1)
 
     def log_prob(self, theta: Tensor) -> Tensor:

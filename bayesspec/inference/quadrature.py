@@ -210,7 +210,7 @@ def _moments(target: Target, theta: Tensor, value: Tensor, log_cell: float) -> t
     counts = weight > 1e-9
     weight, (z, log_scale) = weight[counts], target.split(theta[counts])
     z_mean, z_cov = _mean_and_covariance(z.double(), weight)
-    classes, first, second = 0.0, 0.0, 0.0
+    classes = first = second = weight.new_zeros(())
     with torch.no_grad():
         # Deviations from the spectrum at the mean: a variance must not be a difference of large numbers.
         centre = target.model.generator(z_mean[None].to(z.dtype)).double()

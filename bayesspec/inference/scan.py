@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bayesspec.batch import ObservationBatch
 from bayesspec.model import SCALE_WIDTH, StellarModel
+from bayesspec.nn import Passage
 from bayesspec.noise_level import NORMAL_MEDIAN
 from bayesspec.physics.doppler import SPEED_OF_LIGHT, Shift
 
@@ -73,8 +74,8 @@ class LatentScan:
         prior = model.prior
         filled = prior.log_weights > -torch.inf
         # Of the model itself nothing is kept, so that a scan that is kept does not keep the model.
-        self.grid, self.passage = model.grid, model.passage
-        self.classes, self.residual_dim = len(model.classes), model.residual_dim
+        self.passage, self.residual_dim = model.passage, model.residual_dim
+        self.classes = len(model.classes)
         self.z = prior.centres[filled]
         self.klass = filled.nonzero()[:, 0]
         self.templates = torch.cat([model.generator(z) for z in self.z.split(512)])
@@ -143,42 +144,38 @@ class LatentScan:
             weight = _relative_weight(batch, count)
         flux = torch.where(batch.mask, 0.0, batch.flux)
         here = self._fit_robustly(batch.free_scale, flux, weight, count)
-        if self.passage is None:
+        passage = self.passage
+        if passage is None:
             return _Found(*here, None)
-        x = self._passage(batch, flux.clamp(-BRIGHTEST, BRIGHTEST), weight, count)
-        there = self._fit_robustly(batch.free_scale, *self._taken_back(flux, weight, batch.mask, x), count)
-        prior = self.passage.log_prob(torch.stack([torch.zeros_like(x), x]))
+        x = self._passage(passage, batch, flux.clamp(-BRIGHTEST, BRIGHTEST), weight, count)
+        back = _taken_back(passage, flux, weight, batch.mask, x)
+        there = self._fit_robustly(batch.free_scale, *back, count)
+        prior = passage.log_prob(torch.stack([torch.zeros_like(x), x]))
         score = torch.cat([here[0] + prior[0][:, None], there[0] + prior[1][:, None]], dim=-1)
         return _Found(
             score, torch.cat([here[1], there[1]], dim=-1), torch.stack([torch.zeros_like(x), x], dim=1)
         )
 
-    def _passage(self, batch: ObservationBatch, flux: Tensor, weight: Tensor, count: Tensor) -> Tensor:
+    def _passage(
+        self, passage: Passage, batch: ObservationBatch, flux: Tensor, weight: Tensor, count: Tensor
+    ) -> Tensor:
         """The velocity and the dust, (N, P), with which one of a sample of training stars fits best."""
         best = flux.new_full((len(flux),), -torch.inf)
-        x = flux.new_zeros(len(flux), self.passage.dim)
+        x = flux.new_zeros(len(flux), passage.dim)
         grids = (VELOCITIES, DUST), (CLOSER_VELOCITIES, CLOSER_DUST)
         for velocities, dust in grids:
             middle = x.clone()
             for velocity in velocities.to(flux):
                 for ebv in dust.to(flux):
                     here = middle.clone()
-                    here[:, 0] += velocity / self.passage.widths[0]
-                    here[:, 1] += ebv / self.passage.widths[1]
-                    taken = self._taken_back(flux, weight, batch.mask, here)
+                    here[:, 0] += velocity / passage.widths[0]
+                    here[:, 1] += ebv / passage.widths[1]
+                    taken = _taken_back(passage, flux, weight, batch.mask, here)
                     score, _ = self._compare(batch.free_scale, *taken, count, self.sample)
-                    score = score.amax(-1) + self.passage.log_prob(here)
+                    score = score.amax(-1) + passage.log_prob(here)
                     better = score > best
                     best, x = torch.where(better, score, best), torch.where(better[:, None], here, x)
         return x
-
-    def _taken_back(self, flux: Tensor, weight: Tensor, mask: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Flux and weight (N, E, D) as they would be of the star at rest, without dust, for x (N, P)."""
-        ratio = 1 + self.passage.physical(x)[:, None, 0] / SPEED_OF_LIGHT
-        back = Shift(SPEED_OF_LIGHT * (1 / ratio - 1), self.grid)
-        factor = self.passage.throughput(x)[:, None]
-        flux, weight = back.apply(flux / factor), back.apply(weight * factor.square())
-        return flux, torch.where(back.lacks(mask), 0.0, weight.clamp_min(0.0))
 
     def _fit_robustly(
         self, free_scale: Tensor, flux: Tensor, weight: Tensor, count: Tensor
@@ -233,6 +230,17 @@ class _Found(NamedTuple):
     def copies(self) -> int:
         """C."""
         return 1 if self.x is None else self.x.shape[1]
+
+
+def _taken_back(
+    passage: Passage, flux: Tensor, weight: Tensor, mask: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Flux and weight (N, E, D) as they would be of the star at rest, without dust, for x (N, P)."""
+    ratio = 1 + passage.physical(x)[:, None, 0] / SPEED_OF_LIGHT
+    back = Shift(SPEED_OF_LIGHT * (1 / ratio - 1), passage.grid)
+    factor = passage.throughput(x)[:, None]
+    flux, weight = back.apply(flux / factor), back.apply(weight * factor.square())
+    return flux, torch.where(back.lacks(mask), 0.0, weight.clamp_min(0.0))
 
 
 def _far_apart(z: Tensor, among: Tensor) -> Tensor:

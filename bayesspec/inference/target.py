@@ -125,7 +125,7 @@ class Target:
             curvature.diagonal(dim1=-2, dim2=-1)[:, self.end :] += 1.0
             if self.told is not None:
                 sizes = slice(self.end, self.core)
-                curvature[:, sizes, sizes] += self._bend_of_sizes(theta)
+                curvature[:, sizes, sizes] += self._bend_of_sizes(theta, self.told)
             if observed:
                 self._less_product(theta, curvature)
             return curvature
@@ -178,16 +178,15 @@ class Target:
         told = information_by_size(self.model, self.batch, *self.split(theta))
         target = Target(self.model, self.batch, self.classes, told)
         metric, sizes = self.metric(theta), slice(self.end, self.core)
-        metric[:, sizes, sizes] += target._bend_of_sizes(theta)
+        metric[:, sizes, sizes] += target._bend_of_sizes(theta, told)
         return target, metric
 
-    def _bend_of_sizes(self, theta: Tensor) -> Tensor:
+    def _bend_of_sizes(self, theta: Tensor, told: Tensor) -> Tensor:
         """What summing w out adds to the curvature along the sizes, positive, (N, T + 2, T + 2)."""
         with torch.enable_grad():
             h = theta[:, self.end : self.core].detach().requires_grad_()
-            (slope,) = torch.autograd.grad(
-                self.model.residual.log_volume(h, self.told).sum(), h, create_graph=True
-            )
+            volume = self.model.residual_term.log_volume(h, told).sum()
+            (slope,) = torch.autograd.grad(volume, h, create_graph=True)
             rows = [torch.autograd.grad(one.sum(), h, retain_graph=True)[0] for one in slope.unbind(-1)]
         bend = torch.stack(rows, dim=-1)
         values, vectors = torch.linalg.eigh(0.5 * (bend + bend.mT))
@@ -217,7 +216,7 @@ class Target:
         value = log_joint(self.model, self.batch, *self.split(theta), self.classes)[0]
         if self.told is None:
             return value
-        return value - self.model.residual.log_volume(theta[..., self.end : self.core], self.told)
+        return value - self.model.residual_term.log_volume(theta[..., self.end : self.core], self.told)
 
     def _fisher(self, theta: Tensor, observed: bool = False) -> Tensor:
         """Fisher information of the likelihood and of the scales' prior, (N, d, d)."""

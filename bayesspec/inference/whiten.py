@@ -105,7 +105,8 @@ class Whitened(Reparam):
         target = Target(model, batch)
         return cls(model, batch, target.split(theta), target.laplace(theta))
 
-    def __call__(self, msg: Any) -> Whitened | None:
+    # The base class has a method of this name that Pyro has given up, with other arguments.
+    def __call__(self, msg: Any) -> Whitened | None:  # type: ignore[override]
         """What `pyro.poutine.reparam` asks of every site."""
         return self if msg["name"] in self.columns else None
 
@@ -117,14 +118,14 @@ class Whitened(Reparam):
         if name == "log_scale" or (name == "z" and not len(self.free)):
             self._before = {}  # the program begins
         mean = self.centre[:, own]
-        for earlier, u in self._before.items():
+        for earlier, before in self._before.items():
             block = self.factor[:, own, self.columns[earlier]]
-            mean = mean + (block @ u[..., None])[..., 0]
+            mean = mean + (block @ before[..., None])[..., 0]
         block = self.factor[:, own, own]
         if value is not None and not (msg["is_observed"] or getattr(value, "_pyro_custom_init", True)):
             value = None  # a guess that knows nothing of the data
 
-        u = None
+        u: Any = None
         if value is not None:
             away = self._columns(name, value, mean) - mean
             u = torch.linalg.solve_triangular(block, away[..., None], upper=False)[..., 0]

@@ -129,7 +129,8 @@ class Generator(nn.Module):
             if layer:
                 slope, x = _silu_slope(x), silu(x)
                 columns = [slope * c for c in columns]
-            x, columns = upsample(x), [upsample.without_bias(c) for c in columns]
+            # A ModuleList does not say what it holds.
+            x, columns = upsample(x), [upsample.without_bias(c) for c in columns]  # type: ignore[operator]
         spectrum, jacobian = x.squeeze(-1) + self.mean, torch.cat(columns, dim=-1)
         return spectrum.reshape(*z.shape[:-1], -1), jacobian.reshape(*z.shape[:-1], *jacobian.shape[1:])
 

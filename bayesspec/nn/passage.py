@@ -46,6 +46,9 @@ class Passage(nn.Module):
         True
     """
 
+    curves: Tensor
+    widths: Tensor
+
     def __init__(self, size: int, modes: int, widths: Sequence[float], grid: dict[str, Any]) -> None:
         super().__init__()
         if len(widths) != modes + 1:

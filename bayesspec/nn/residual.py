@@ -70,6 +70,21 @@ class ResidualTerm(nn.Module):
         (torch.Size([7, 2048]), torch.Size([7, 2048]))
     """
 
+    basis: Tensor
+    anchors: Tensor
+    width: Tensor
+    offset: Tensor
+    slope: Tensor
+    factor: Tensor
+    log_discrepancy: Tensor
+    log_bands: Tensor
+    kind: Tensor
+    share: Tensor
+    spread: Tensor
+    local_spread: Tensor
+    interpolation: Tensor
+    between: Tensor
+
     def __init__(
         self,
         latent_dim: int = 6,

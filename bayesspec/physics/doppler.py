@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -63,9 +65,9 @@ class Shift:
     def apply_columns(self, columns: Tensor) -> Tensor:
         """Observed-frame columns (N, D, P) of rest-frame columns (N, D, P)."""
         row = torch.arange(len(columns), device=columns.device)[:, None]
-        return sum(
-            weight[..., None] * columns[row, place]
-            for weight, place in zip(self._weights(), self._places(), strict=True)
+        parts = zip(self._weights(), self._places(), strict=True)
+        return functools.reduce(
+            torch.add, (weight[..., None] * columns[row, place] for weight, place in parts)
         )
 
     def lacks(self, mask: Tensor) -> Tensor:
@@ -74,11 +76,9 @@ class Shift:
         return beyond | (self._sum(mask.to(self._fraction.dtype), (torch.ones_like(self._fraction),) * 4) > 0)
 
     def _sum(self, spectrum: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-        total: Tensor | float = 0.0
-        for weight, place in zip(weights, self._places(), strict=True):
-            shape = torch.broadcast_shapes(spectrum.shape, place.shape)
-            total = total + weight * spectrum.expand(shape).gather(-1, place.expand(shape))
-        return total
+        shape = torch.broadcast_shapes(spectrum.shape, self._first.shape)
+        whole, parts = spectrum.expand(shape), zip(weights, self._places(), strict=True)
+        return functools.reduce(torch.add, (w * whole.gather(-1, place.expand(shape)) for w, place in parts))
 
     def _places(self) -> list[Tensor]:
         return [(self._first + k).clamp(0, self._last) for k in range(4)]

@@ -50,7 +50,7 @@ class ArvizInput:
 
     z: NDArray
     log_scale: NDArray
-    free: Sequence[int]
+    free: Sequence[int] | NDArray[np.int64]
     class_probability: NDArray
     classes: Sequence[str]
     wavelength: NDArray
@@ -101,7 +101,7 @@ def to_arviz(star: ArvizInput) -> InferenceData | DataTree:
     every, some = {"chain": chains, "draw": draws}, {"chain": chains, "draw": thinned}
 
     posterior = {"z": (("chain", "draw", "latent"), star.z)}
-    scales = {}
+    scales: dict[str, Any] = {}
     if star.x is not None and star.x.shape[-1]:
         posterior["passage"] = (("chain", "draw", "effect"), star.x)
         scales["effect"] = np.array(star.passage, dtype=str)

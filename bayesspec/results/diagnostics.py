@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import IntFlag
 from operator import index
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ class Flag(IntFlag):
     """The posterior is not normal about its modes: widths by `laplace` may be wrong by a tenth or more."""
 
     @classmethod
-    def _missing_(cls, value: object) -> Flag:
+    def _missing_(cls, value: Any) -> Flag:
         return super()._missing_(index(value))  # several bits of a numpy integer, which is no int
 
 

@@ -21,6 +21,7 @@ from .star import Star
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.typing import RcKeyType
 
 __all__ = ["plot_spectra", "plot_star", "save_figure"]
 
@@ -31,7 +32,7 @@ INK, QUIET, GAP = "#22272E", "#6B7480", "#F3F1EC"
 LINE = 0.2
 """Inches from one line of warnings to the next."""
 
-STYLE = {
+STYLE: dict[RcKeyType, Any] = {
     "font.size": 9.5,
     "axes.edgecolor": QUIET,
     "axes.labelcolor": INK,
@@ -165,7 +166,7 @@ def _plot_classes(ax: Axes, star: Star) -> None:
         )
     ax.set_yticks(rows, [_plain(name) for name in star.classes])
     for row, tick in enumerate(ax.get_yticklabels()):
-        tick.set_weight("bold" if row == best else "normal")
+        tick.set_fontweight("bold" if row == best else "normal")
     ax.set_xlim(0, 1.36)
     ax.invert_yaxis()
     ax.set_xticks([])

@@ -377,7 +377,7 @@ class Result:
         if ax is None:
             return plot_star(star, truth)
         plot_spectra(ax, star, truth)
-        return ax.figure
+        return ax.figure.figure  # the whole one, where ax is in a part of it
 
     def __len__(self) -> int:
         return len(self.names)
@@ -390,10 +390,10 @@ class Result:
             rows = np.arange(len(self))[index]
         else:
             rows = np.atleast_1d(np.arange(len(self))[np.asarray(index)])
-        arrays = {name: value[rows] for name, value in self._arrays().items()}
-        tuples = {n: tuple(getattr(self, n)[row] for row in rows) for n in _TUPLES}
+        changed: dict[str, Any] = {name: value[rows] for name, value in self._arrays().items()}
+        changed |= {n: tuple(getattr(self, n)[row] for row in rows) for n in _TUPLES}
         draws = None if self.draws is None else self.draws.select(rows)
-        return replace(self, **arrays, **tuples, draws=draws, failures=())
+        return replace(self, **changed, draws=draws, failures=())
 
     def __repr__(self) -> str:
         failed = f", {len(self.failures)} failed" if self.failures else ""

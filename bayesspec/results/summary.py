@@ -134,8 +134,8 @@ def _weighted_moments(model: StellarModel, batch: ObservationBatch, draws: Draws
     for n, (points, scales, w) in enumerate(zip(latents, log_scale, weight, strict=True)):
         unit = _unit_flux(batch.select([n]), scales.exp())
         unit = (unit / (w.to(unit) @ unit)).to(w)
-        total = square = 0.0
         offset = model.spectrum(w @ points)  # of the squares, which cost digits without it
+        total = square = torch.zeros_like(offset)
         for s, u, part in zip(points.split(ROWS), unit.split(ROWS), w.split(ROWS), strict=True):
             away = model.spectrum(s) * u[:, None] - offset
             total, square = total + part @ away, square + part @ away.square()
@@ -205,7 +205,7 @@ def _columns(
     step = torch.zeros_like(signal)
     if model.passage is not None and ARMS in model.passage.names:
         step = model.passage.physical(x)[:, model.passage.names.index(ARMS)]
-    doubtful = (part.tolist() for part in (signal, lacking, step))
+    doubtful = signal.tolist(), lacking.tolist(), step.tolist()
     told = zip(arrays["chi2"], arrays["outlier_score"], *doubtful, strict=True)
     said = [
         notes(*star, {name: values[n] for name, values in diagnostics.items()}) for n, star in enumerate(told)
@@ -225,5 +225,5 @@ def _residual_share(
     generated = model.generator(z) if model.passage is None else model.passage(model.generator(z), x)
     star = (spectrum - generated)[:, None]
     noise = batch.flux / scale[..., None] - spectrum[:, None]
-    powers = [torch.where(batch.mask, 0.0, part).square().sum((-2, -1)) for part in (star, noise)]
-    return powers[0] / sum(powers).clamp_min(1e-12)
+    taken, left = (torch.where(batch.mask, 0.0, part).square().sum((-2, -1)) for part in (star, noise))
+    return taken / (taken + left).clamp_min(1e-12)

@@ -157,6 +157,8 @@ def test_plot_leaves_matplotlib_as_it_was(make_result):
     ax = Figure().add_subplot()
     assert res.plot(0, ax=ax) is ax.figure
     assert {line.get_label() for line in ax.lines} >= {"denoised"}
+    part = Figure().subfigures()
+    assert res.plot(0, ax=part.add_subplot()) is part.figure, "a part of a figure cannot be saved"
 
 
 def test_representation_names_the_stars(make_result):
