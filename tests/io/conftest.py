@@ -164,10 +164,20 @@ def same(left, right):
     )
 
 
+FEW, EVERY = 20, 6
+"""Of a folder of more files than a few the normal run takes every sixth, the slow one the others."""
+
+
 def shared_params(*patterns):
     """Development spectra as parameters with short names; one that skips where there are none."""
-    found = [path for pattern in patterns for path in shared_files(pattern)]
+    found = []
+    for pattern in patterns:
+        of_folder = {}
+        for path in shared_files(pattern):
+            of_folder.setdefault(path.parent, []).append(path)
+        for paths in of_folder.values():
+            for n, path in enumerate(paths):
+                marks = [pytest.mark.slow] if len(paths) > FEW and n % EVERY else []
+                found.append(pytest.param(path, id=f"{path.parent.name}/{path.name}", marks=marks))
     reason = "needs the development spectra (set BAYESSPEC_DATA to their folder)"
-    return [pytest.param(path, id=f"{path.parent.name}/{path.name}") for path in found] or [
-        pytest.param(None, marks=pytest.mark.skip(reason=reason))
-    ]
+    return found or [pytest.param(None, marks=pytest.mark.skip(reason=reason))]

@@ -72,6 +72,7 @@ def test_every_exposure_of_full_files_is_read(path):
     assert_allclose(np.median(gain[overlap]), np.median(gain[~overlap]), rtol=0.25)
 
 
+@pytest.mark.slow
 def test_the_epochs_hold_267_exposures(shared_data):
     paths = sorted((shared_data / "boss_epochs").glob("*"))
     assert sum(len(read(path, exposures="individual")) for path in paths) == 267
