@@ -17,8 +17,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "pyro.md"
 
 SHORTER = {
     r"num_samples=20\)": "num_samples=2)",
-    r"num_samples=400, warmup_steps=150": "num_samples=16, warmup_steps=6",
-    r"max_tree_depth=5": "max_tree_depth=4",
+    r"num_samples=400, warmup_steps=150": "num_samples=12, warmup_steps=4",
+    r"max_tree_depth=5": "max_tree_depth=3",
     r"steps=400": "steps=40",
     r"num_samples=100": "num_samples=20",
 }
@@ -74,10 +74,10 @@ def test_whitened(page):
 def test_nuts_agrees_with_importance_sampling(page):
     names = page("NUTS")
     draws, row = names["draws"], names["res"].table[0]
-    assert draws["flux"].shape == (16 if page.short else 400, 1, 2048)
+    assert draws["flux"].shape == (12 if page.short else 400, 1, 2048)
     assert draws["flux"].isfinite().all()
     away = (float(draws["v"].mean()) - row["velocity_offset"]) / row["velocity_offset_err"]
-    assert abs(away) < (2.0 if page.short else 0.4)  # sixteen draws are correlated and few
+    assert abs(away) < (2.0 if page.short else 0.4)  # twelve draws are correlated and few
     assert (names["difference"] ** 2).mean() ** 0.5 < (2.0 if page.short else 0.3)
     if not page.short:
         assert len(names["chain"].diagnostics()["divergences"]["chain 0"]) < 4

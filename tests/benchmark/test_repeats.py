@@ -65,7 +65,7 @@ def test_predictions_hold_as_often_as_they_say(model, fluxes, degree):
     x = np.linspace(-1, 1, model.grid.size)
     response = 3 * (1 + 0.3 * x - 0.2 * x**2) if degree else 3.0
     visits = pairs(model, fluxes, response)
-    found = predict_visits(model, visits, degree=degree, draws=512, starts=3)
+    found = predict_visits(model, visits, degree=degree, draws=256, starts=3)
     np.testing.assert_allclose(found.coverage.mean(0), LEVELS, atol=0.06)
     # Of the median star: one pixel in the wide tail of the noise can be worth a star's all.
     assert np.median(found.chi2) == pytest.approx(1, abs=0.25)
@@ -75,7 +75,7 @@ def test_predictions_hold_as_often_as_they_say(model, fluxes, degree):
 def test_errors_that_are_too_small_show(model, fluxes):
     """Stated at half their size, the second visit's errors are found wanting."""
     visits = pairs(model, fluxes, stated=0.5)
-    found = predict_visits(model, visits, degree=0, draws=512, starts=3)
+    found = predict_visits(model, visits, degree=0, draws=256, starts=3)
     assert (found.coverage.mean(0)[:3] < np.array(LEVELS[:3]) - 0.08).all()
     assert np.mean(found.chi2) > 1.8
 
@@ -86,7 +86,7 @@ def test_what_is_not_scored_does_not_count(model, fluxes):
     worse = fluxes.copy()
     red = wavelength > wavelength[60]
     worse[1][:, red] += 4 * SIGMA[1] * np.random.default_rng(0).normal(size=worse[1][:, red].shape)
-    options = {"degree": 0, "draws": 512, "starts": 3}
+    options = {"degree": 0, "draws": 256, "starts": 3}
     every = predict_visits(model, pairs(model, worse), **options)
     below = predict_visits(model, pairs(model, worse), between=(0.0, wavelength[60]), **options)
     assert np.mean(every.chi2) > 1.8

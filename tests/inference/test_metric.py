@@ -159,6 +159,8 @@ def test_observed_metric_is_minus_the_hessian_at_a_mode(
     model.noise.log_weights = torch.nn.Parameter(torch.linspace(0.0, -2.0, components).double())
     model.requires_grad_(False)
     batch = gaussian_stellar_batch.select([0, 3])
+    names = ("flux", "ivar", "mask", "unit_flux", "free_scale")
+    batch = batch.with_tensors(**{name: getattr(batch, name)[:, :2] for name in names})
     known = replace(
         batch,
         ivar=depth * batch.ivar,
@@ -170,11 +172,12 @@ def test_observed_metric_is_minus_the_hessian_at_a_mode(
     theta = plain.join(found.z, found.log_scale)
     target, _ = plain.summed(theta)
     for _ in range(30):
-        _, gradient = target.gradient(theta)
-        theta = theta + torch.linalg.solve(target.metric(theta, observed=True), gradient[..., None])[..., 0]
-    assert target.gradient(theta)[1].abs().max() < 1e-6
+        (_, gradient), metric = target.gradient(theta), target.metric(theta, observed=True)
+        if gradient.abs().max() < 1e-7:
+            break
+        theta = theta + torch.linalg.solve(metric, gradient[..., None])[..., 0]
+    assert gradient.abs().max() < 1e-6
 
-    metric = target.metric(theta, observed=True)
     for n in range(len(known)):
         star = target.select([n])
         with torch.enable_grad():

@@ -13,7 +13,7 @@ from bayesspec.inference.map import map_estimate
 from bayesspec.inference.newton import newton_estimate
 
 
-@pytest.fixture(params=[map_estimate, newton_estimate], ids=["autodelta", "newton"])
+@pytest.fixture(params=[partial(map_estimate, steps=80), newton_estimate], ids=["autodelta", "newton"])
 def engine(request):
     """Finds the mode of every star of a batch."""
     return request.param

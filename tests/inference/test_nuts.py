@@ -16,7 +16,7 @@ from bayesspec.inference.newton import find_modes
 from bayesspec.inference.nuts import _spread, _starts, enumerated_log_density, nuts_draws
 from bayesspec.inference.target import Target
 
-CHAINS, WARMUP, DRAWS = 4, 100, 300
+CHAINS, WARMUP, DRAWS = 3, 50, 150
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_agrees_with_brute_force(toy_model, toy_stars, toy_draws, star):
     std = (weight @ (theta - mean).square()).sqrt()
 
     found = toy_draws.select([star])
-    assert found.diagnostics["r_hat"][0] < 1.02
+    assert found.diagnostics["r_hat"][0] < 1.05
     ess = min(found.diagnostics["ess_bulk"][0], found.diagnostics["ess_tail"][0])
     drawn = np.concatenate([found.z[0], found.log_scale[0]], -1).reshape(-1, 2 + exposures)
     free = std.numpy() > 0
@@ -102,15 +102,15 @@ def test_statistics_of_every_draw(toy_draws):
     assert 0.7 < stats["acceptance_rate"].mean() < 0.97
     # The kinetic energy of d momenta is half a chi-square of d degrees of freedom.
     kinetic = (stats["energy"] + stats["lp"])[0]
-    assert abs(kinetic.mean() - 1.0) < 0.15
+    assert abs(kinetic.mean() - 1.0) < 0.3
 
 
 def test_diagnostics_of_every_star(toy_draws):
     found = toy_draws.diagnostics
     assert set(found) == {"r_hat", "ess_bulk", "ess_tail", "divergences", "budget_spent"}
     assert all(len(values) == len(toy_draws) for values in found.values())
-    assert (found["r_hat"] < 1.03).all()
-    assert (found["ess_bulk"] > 200).all()
+    assert (found["r_hat"] < 1.05).all()
+    assert (found["ess_bulk"] > 100).all()
     np.testing.assert_array_equal(found["divergences"], toy_draws.sample_stats["diverging"].sum((1, 2)))
 
 

@@ -99,7 +99,7 @@ def test_products_hold_the_standard_deviation(result, tmp_path):
 def test_both_engines_of_the_mode_agree(toy_model, stars):
     """Second-order steps and AutoDelta end at one optimum."""
     fast = bayesspec.denoise(stars, model=toy_model, starts=3)
-    slow = bayesspec.denoise(stars, model=toy_model, engine="autodelta", starts=3, steps=400)
+    slow = bayesspec.denoise(stars, model=toy_model, engine="autodelta", starts=3, steps=200)
     np.testing.assert_array_less(slow.log_density - 0.05, fast.log_density)
     with pytest.raises(BayesspecError, match="no engine is called 'magic'"):
         bayesspec.denoise(stars, model=toy_model, engine="magic")

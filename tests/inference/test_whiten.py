@@ -40,6 +40,15 @@ def white(toy_stellar, star):
     return Whitened.at_modes(toy_stellar, star)
 
 
+@pytest.fixture(scope="module")
+def many(toy_stellar, toy_stellar_batch):
+    """Stars of one arm and of two exposures, and their coordinates."""
+    batch = toy_stellar_batch.select([2, 3])
+    names = ("flux", "ivar", "mask", "unit_flux", "free_scale")
+    batch = batch.with_tensors(**{name: getattr(batch, name)[:, :2] for name in names})
+    return batch, Whitened.at_modes(toy_stellar, batch)
+
+
 def coordinates(white, batch, seed=0):
     rng = torch.Generator().manual_seed(seed)
     u = {
@@ -50,10 +59,9 @@ def coordinates(white, batch, seed=0):
     return {**u, "log_scale_white": free} if len(free) else {k: v for k, v in u.items() if k[0] != "l"}
 
 
-def test_map_is_linear_with_laplaces_covariance(toy_stellar, toy_stellar_batch):
+def test_map_is_linear_with_laplaces_covariance(toy_stellar, many):
     """Of many stars at once: sites are mode + L u, L L^T Laplace's covariance, in the sites' units."""
-    model, batch = toy_stellar, toy_stellar_batch
-    white = Whitened.at_modes(model, batch)
+    model, (batch, white) = toy_stellar, many
     assert torch.equal(white.factor, white.factor.tril())
     u = coordinates(white, batch)
     with seeded(0):
@@ -72,9 +80,8 @@ def test_map_is_linear_with_laplaces_covariance(toy_stellar, toy_stellar_batch):
         torch.testing.assert_close(value.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_density_is_the_programs_and_the_volume(toy_stellar, toy_stellar_batch):
-    model, batch = toy_stellar, toy_stellar_batch
-    white = Whitened.at_modes(model, batch)
+def test_density_is_the_programs_and_the_volume(toy_stellar, many):
+    model, (batch, white) = toy_stellar, many
     u = coordinates(white, batch, seed=1)
     program = poutine.condition(poutine.reparam(model, white), u)
     with pyro.get_param_store().scope():
@@ -141,7 +148,7 @@ def test_stock_guides_work(toy_stellar, star, white, kind):
     with pyro.get_param_store().scope(), seeded(0):
         guide = kind(poutine.block(program, hide=["C"]))
         svi = SVI(program, guide, ClippedAdam({"lr": 0.02}), TraceEnum_ELBO(max_plate_nesting=1))
-        losses = torch.tensor([svi.step(star) for _ in range(120)])
+        losses = torch.tensor([svi.step(star) for _ in range(60)])
         if kind is AutoLaplaceApproximation:
             guide = guide.laplace_approximation(star)
         draws = Predictive(poutine.reparam(toy_stellar.with_flux, white), guide=guide, num_samples=3)(star)
