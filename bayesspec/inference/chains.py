@@ -20,7 +20,7 @@ SPREAD = 1.5
 
 
 class Settings(NamedTuple):
-    """Of all chains, see `nuts_draws`; `adapt_mass`: adapt a mass matrix; `jumps`: before each trajectory."""
+    """Of all chains, see `nuts_draws`; `adapt_mass`: adapt a mass matrix; `jumps`: tried before each trajectory."""
 
     warmup: int
     draws: int
@@ -35,8 +35,9 @@ class Question(NamedTuple):
     """What a chain asks: the density and its gradient at a point, or where a jump leads from there."""
 
     u: Tensor
-    number: int | None = None
-    """None: the density and its gradient there. Else: where the jump of this number leads from there."""
+    jump: tuple[int, float] | None = None
+    """None: the density and its gradient there. Else: where jumps lead from there; how often that was asked
+    before, and the log density there."""
 
 
 @dataclass
@@ -83,8 +84,7 @@ def run_chain(
         if not chain.spent and sum(chain.stats.get("n_steps", [])) >= settings.budget:
             chain.spent, kernel._max_tree_depth = True, 1
         step_size = kernel.step_size
-        tried = range(number * settings.jumps, (number + 1) * settings.jumps)
-        jumped = sum(kernel.jump(ask, jump) for jump in tried)
+        jumped = kernel.jump(ask, number) if settings.jumps else 0
         point = kernel.sample(point)
         chain.u.append(point["u"].detach().numpy().copy())
         last = {**kernel.last, "step_size": step_size} | ({"jumped": jumped} if settings.jumps else {})
@@ -111,15 +111,14 @@ class _Potential(torch.autograd.Function):
 class _Kernel(NUTS):
     """Pyro's NUTS, which keeps what it knows of the last draw: Pyro itself counts divergences, no more."""
 
-    def jump(self, ask: Any, number: int) -> bool:
-        """Be elsewhere, if that is accepted: the next trajectory begins there."""
+    def jump(self, ask: Callable[[Question], tuple[Tensor, Tensor]], number: int) -> int:
+        """Be elsewhere, where jumps are accepted, and how many were: the next trajectory begins there."""
         z, potential, _ = self._fetch_from_cache()
-        u, log_ratio = ask(Question(z["u"].detach(), number))
-        value, gradient = ask(Question(u))
-        accepted = bool(torch.rand(()).log() < value + potential + log_ratio)
+        u, accepted = ask(Question(z["u"].detach(), (number, -float(potential))))
         if accepted:
+            value, gradient = ask(Question(u))
             self._cache({"u": u}, -value, {"u": -gradient})
-        return accepted
+        return int(accepted)
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         self.leaves: list[Any] = []

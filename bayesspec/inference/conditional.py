@@ -110,13 +110,17 @@ class GivenCore:
         return torch.cat(w), -torch.cat(log_volume) - 0.5 * (normal.square().sum(-1) + constant)
 
     @torch.no_grad()
-    def moved(self, core: Tensor, w: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-        """What w (N, R) is at other cores, (N, d), by the same normal numbers; and log |dw' / dw|, (N,)."""
-        factor, pull = self._moments(torch.stack([core, new]))
-        white = _solve(factor, pull)
-        normal = (factor[0].mT @ w[..., None])[..., 0] - white[0]
-        log_det = _log_det(factor)
-        return _solve(factor[1].mT, white[1] + normal, upper=True), log_det[0] - log_det[1]
+    def log_prob(self, core: Tensor, w: Tensor) -> Tensor:
+        """Log density, (..., N), of w (..., N, R) at cores (..., N, d)."""
+        flat = core.reshape(-1, *core.shape[-2:])
+        found = []
+        size = max(1, ROWS // len(self.offset))
+        for part, values in zip(flat.split(size), w.reshape(*flat.shape[:-1], -1).split(size), strict=True):
+            factor, pull = self._moments(part)
+            normal = (factor.mT @ values[..., None])[..., 0] - _solve(factor, pull)
+            found.append(_log_det(factor) - 0.5 * normal.square().sum(-1))
+        constant = 0.5 * self.dim * math.log(2 * math.pi)
+        return torch.cat(found).reshape(core.shape[:-1]) - constant
 
     def _moments(self, core: Tensor) -> tuple[Tensor, Tensor]:
         """Lower factor of the precision of w, (..., N, R, R), and precision times mean, (..., N, R)."""

@@ -19,15 +19,14 @@ class Jumps:
     r"""Proposals for R chains to be elsewhere, from what importance sampling has learned of their stars.
 
     Along a ridge of z, E(B-V) and the scale the prior of z has many bumps, and w stands for something else on
-    each: a trajectory crosses few of the valleys between. A jump proposes another core c' from the mixtures q
-    that importance sampling has fitted, and keeps the numbers :math:`\nu` of which w is made given the core,
-    :math:`w = w(c, \nu)`. It is accepted, after Metropolis and Hastings, with probability
+    each: a trajectory crosses few of the valleys between. A jump proposes a point :math:`\theta'` from the
+    density q that importance sampling has fitted: a core from its mixtures, and w from its normal
+    distribution given the core. It is accepted, after Metropolis and Hastings, with probability
 
-    .. math::
-        \min\left(1, \frac{p(y, c', w') \, |\partial w' / \partial \nu| \, q(c)}
-                          {p(y, c, w) \, |\partial w / \partial \nu| \, q(c')}\right)
+    .. math:: \min\left(1, \frac{p(y, \theta') \, q(\theta)}{p(y, \theta) \, q(\theta')}\right)
 
-    and so leaves the posterior what it is, however good or bad the proposals are.
+    and so leaves the posterior what it is, however good or bad the proposals are. Proposals do not depend on
+    where a chain is: the densities of all are evaluated together, before the chains begin.
 
     References:
         | Tierney 1994, Markov chains for exploring posterior distributions, Annals of Statistics 22, 1701
@@ -38,44 +37,65 @@ class Jumps:
         pool: Draws of N stars, and the mixtures they are from.
         star: The star of each chain, (R,).
         seeds: Of each chain's random numbers, (R,).
-        count: Jumps of a chain.
+        count: How often a chain may ask.
+        tries: Jumps that are tried each time, one after the other.
     """
 
-    def __init__(self, pool: Pool, star: NDArray[np.int64], seeds: Sequence[int], count: int) -> None:
-        self.pool, self.star = pool, torch.as_tensor(star)
+    def __init__(
+        self, pool: Pool, star: NDArray[np.int64], seeds: Sequence[int], count: int, tries: int
+    ) -> None:
+        self.pool, self.star, self.tries = pool, torch.as_tensor(star), tries
         self.mixture = StudentMixture.mean_of(pool.mixtures)
-        cores = [
-            self.mixture.select(self.star[[row]]).sample(count, seed, independent=True)
+        further = pool.target.dim - pool.target.core
+        drawn = [
+            self.mixture.select(self.star[[row]]).sample(count * tries, seed, further, independent=True)
             for row, seed in enumerate(seeds)
         ]
-        self.core = torch.cat(cores, dim=1)
-        self.log_proposal = self.mixture.select(self.star).log_prob(self.core)
+        self.theta, normal = torch.cat(drawn, dim=1).tensor_split((pool.target.core,), dim=-1)
+        if pool.given is not None:
+            w, _ = pool.given.select(self.star).draw(self.theta, normal)
+            self.theta = torch.cat([self.theta, w], dim=-1)
+        log_density = pool.target.select(star).log_density(self.theta).double()
+        self.log_worth = (log_density - self._log_proposal(self.star, self.theta)).nan_to_num(nan=-torch.inf)
+        level = np.stack([np.random.default_rng([seed, 1]).random(count * tries) for seed in seeds], axis=-1)
+        self.log_level = torch.as_tensor(np.log(level)).to(self.log_worth)
 
     def begin(self, seed: int) -> Tensor:
         """Points to begin at, (R, d): weighted draws, as far apart in their order as can be."""
         chains = torch.bincount(self.star)
-        chosen = []
+        chosen: list[int] = []
         for n, count in enumerate(chains.tolist()):
             edges = np.exp(self.pool.log_weight[n]).cumsum()
             points = (np.arange(count) + np.random.default_rng(seed).random()) / count
             chosen.extend(np.searchsorted(edges / edges[-1], points))
         return self.pool.theta[torch.as_tensor(np.array(chosen)), self.star]
 
-    def __call__(self, rows: Sequence[int], number: Sequence[int], theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Where these chains may jump to, (B, d), and the log of what beside the densities decides, (B,).
+    def __call__(
+        self, rows: Sequence[int], number: Sequence[int], theta: Tensor, log_density: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Where these chains are after their jumps, (B, d), and how many were accepted, (B,).
 
         Arguments:
             rows: The chains, (B,).
-            number: Which of its jumps it is of each.
+            number: How often each has asked before.
             theta: Where they are, (B, d).
+            log_density: There, (B,).
         """
-        at, number = torch.as_tensor(rows), torch.as_tensor(number)
-        star, end = self.star[at], self.pool.target.core
-        core, rest = theta.tensor_split((end,), dim=-1)
-        new, log_ratio = self.core[number, at], -self.log_proposal[number, at]
-        log_ratio = log_ratio + self.mixture.select(star).log_prob(core)
+        at = torch.as_tensor(rows)
+        first = torch.as_tensor(number) * self.tries
+        worth = log_density.to(self.log_worth) - self._log_proposal(self.star[at], theta)
+        accepted = torch.zeros_like(first)
+        for index in (first + k for k in range(self.tries)):
+            better = self.log_level[index, at] < self.log_worth[index, at] - worth
+            theta = torch.where(better[:, None], self.theta[index, at], theta)
+            worth = torch.where(better, self.log_worth[index, at], worth)
+            accepted += better
+        return theta, accepted
+
+    def _log_proposal(self, star: Tensor, theta: Tensor) -> Tensor:
+        """log q of thetas (..., B, d), (..., B), of chains of these stars (B,)."""
+        core, w = theta.tensor_split((self.pool.target.core,), dim=-1)
+        found = self.mixture.select(star).log_prob(core).double()
         if self.pool.given is None:
-            return new, log_ratio
-        given = self.pool.given.select(star)
-        w, change = given.moved(core, rest, new)
-        return torch.cat([new, w], dim=-1), log_ratio + change
+            return found
+        return found + self.pool.given.select(star).log_prob(core, w).double()

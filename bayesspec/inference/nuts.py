@@ -35,11 +35,12 @@ __all__ = ["enumerated_log_density", "nuts_draws"]
 WORTH = 0.01
 """Share of the posterior mass, by Laplace's approximation, from which on a mode has a chain of its own."""
 
-ROUNDS, JUMP_DRAWS = 3, 1024
+ROUNDS, JUMP_DRAWS = 5, 1024
 """Of the importance sampling that finds where chains jump to."""
 
-JUMPS = 2
-"""Jumps that a chain tries before each trajectory, where latents are many."""
+JUMPS = 8
+"""Jumps that a chain tries before each trajectory, where latents are many: one draw follows from another
+no more, where importance sampling does well."""
 
 _CPU_PIXELS, _PIXELS = 2**19, 2**24
 """Pixels of all chains in one pass."""
@@ -47,11 +48,14 @@ _CPU_PIXELS, _PIXELS = 2**19, 2**24
 FEW = 10
 """Latents up to which the warm-up's draws are enough to adapt a mass matrix, and `DRAWS` draws to look at."""
 
-DRAWS, MORE_DRAWS = 600, 1300
-"""Draws of a chain with few latents, and with more, where the log density of draws changes more slowly."""
+WARMUP, LESS_WARMUP = 200, 60
+"""Draws that adapt a mass matrix and the step size, and with more latents the step size alone."""
 
-DEPTH, LESS_DEPTH = 10, 3
-"""Depth of a tree with few latents, and with more, where jumps go farther than seven steps or a thousand."""
+DRAWS, MORE_DRAWS = 600, 800
+"""Draws of a chain with few latents, and with more."""
+
+DEPTH, LESS_DEPTH = 10, 2
+"""Depth of a tree with few latents, and with more, where jumps go farther than three steps or a thousand."""
 
 
 def nuts_draws(
@@ -59,7 +63,7 @@ def nuts_draws(
     batch: ObservationBatch,
     *,
     chains: int = 4,
-    warmup: int = 200,
+    warmup: int | None = None,
     draws: int | None = None,
     target_accept: float = 0.8,
     max_tree_depth: int | None = None,
@@ -91,10 +95,11 @@ def nuts_draws(
         model: The model.
         batch: N stars.
         chains: Chains for each star.
-        warmup: Draws of each chain that adapt step size and mass matrix, and are not part of the posterior.
-        draws: Draws of each chain after these; None: 600, and 1300 with more than 10 latents.
+        warmup: Draws of each chain that adapt step size and mass matrix, and are not part of the posterior;
+            None: 200, and 60 with more than 10 latents.
+        draws: Draws of each chain after these; None: 600, and 800 with more than 10 latents.
         target_accept: Mean acceptance probability that the step size is adapted to.
-        max_tree_depth: A trajectory has less than 2 ** max_tree_depth steps; None: 10, and 3 with more
+        max_tree_depth: A trajectory has less than 2 ** max_tree_depth steps; None: 10, and 2 with more
             than 10 latents.
         budget: Steps that the trajectories of a chain may take. One that has spent them goes on by single
             steps, which are right but slow to mix; `budget_spent` says so.
@@ -119,6 +124,7 @@ def nuts_draws(
     """
     scan = LatentScan(model) if scan is None else scan
     few = model.lead_dim + model.residual_dim <= FEW
+    warmup = (WARMUP if few else LESS_WARMUP) if warmup is None else warmup
     draws = (DRAWS if few else MORE_DRAWS) if draws is None else draws
     if max_tree_depth is None:
         max_tree_depth = DEPTH if few else LESS_DEPTH
@@ -226,7 +232,7 @@ def _sample(
     def answer(waiting: list[int], questions: list[Question]) -> list[tuple[Tensor, Tensor]]:
         found: dict[int, tuple[Tensor, Tensor]] = {}
         for reply, kind in ((density, False), (elsewhere, True)):
-            asking = [k for k, question in enumerate(questions) if (question.number is not None) == kind]
+            asking = [k for k, question in enumerate(questions) if (question.jump is not None) == kind]
             if asking:
                 who = [waiting[k] for k in asking]
                 found |= zip(who, reply(who, [questions[k] for k in asking]), strict=True)
@@ -241,10 +247,10 @@ def _sample(
     @torch.no_grad()
     def elsewhere(who: list[int], questions: list[Question]) -> list[tuple[Tensor, Tensor]]:
         own = frame.select(who)
-        number = [question.number for question in questions]
-        theta, log_ratio = jumps(who, number, own.theta(placed(who, questions)))
+        number, log_density = zip(*(question.jump for question in questions), strict=True)
+        theta, accepted = jumps(who, number, own.theta(placed(who, questions)), torch.tensor(log_density))
         u = own.white(theta)
-        return [(u[k, free[row]], log_ratio[k].double().cpu()) for k, row in enumerate(who)]
+        return [(u[k, free[row]], accepted[k]) for k, row in enumerate(who)]
 
     @torch.enable_grad()
     def density(waiting: list[int], questions: list[Question]) -> list[tuple[Tensor, Tensor]]:
@@ -288,7 +294,7 @@ def _prepared(
     for number in range(ROUNDS):
         pool.draw(JUMP_DRAWS, seed + number)
         pool.adapt()
-    return Jumps(pool, star, seeds, settings.jumps * (settings.warmup + settings.draws))
+    return Jumps(pool, star, seeds, settings.warmup + settings.draws, settings.jumps)
 
 
 def _starts(model: StellarModel, batch: ObservationBatch, modes: Modes, chains: int) -> _Starts:
