@@ -139,7 +139,7 @@ class ObservationBatch:
         """Share of the grid that at least one exposure observed, (N,)."""
         return (~self.mask).any(-2).to(self.flux.dtype).mean(-1)
 
-    def select(self, index: Sequence[int] | NDArray[np.int64]) -> ObservationBatch:
+    def select(self, index: Sequence[int] | NDArray[np.int64] | torch.Tensor) -> ObservationBatch:
         """The stars at these positions, in this order; a star may be taken several times."""
         import torch
 

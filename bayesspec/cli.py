@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -163,6 +163,7 @@ def denoise(
 
     [bold]Example[/bold]: bayesspec denoise survey/ -o out/ --workers 16
     """
+    from .inference.denoise import choose_method
     from .survey.runner import denoise_survey
     from .terminal import print_counts, print_summary
 
@@ -170,7 +171,7 @@ def denoise(
         inputs,
         out,
         model=model,
-        method=method,
+        method=None if method is None else choose_method(method),
         uncertainty=uncertainty,
         exposures=exposures.value,
         strict=strict,
@@ -378,8 +379,8 @@ def evaluate(
 
     network = _load(model, "cpu")
     tty = sys.stderr.isatty()
-    options = {"quick": quick, "sweep": sweep, "baselines": baselines, "seed": seed, "progress": tty}
-    report = run(network, library, _expand(noise), out, **options)
+    options: dict[str, Any] = {"quick": quick, "sweep": sweep, "baselines": baselines, "seed": seed}
+    report = run(network, library, _expand(noise), out, progress=tty, **options)
     typer.echo(report)
 
 
@@ -493,7 +494,7 @@ def survey(
     from .benchmark.survey import bench_start, bench_survey
     from .terminal import print_table
 
-    options = {"methods": method, "counts": spectra, "workers": workers, "scheduler": dask}
+    options: dict[str, Any] = {"methods": method, "counts": spectra, "workers": workers, "scheduler": dask}
     table = bench_start(out, names=names, model=model) if names else bench_survey(out, model=model, **options)
     print_table(table.colnames, [list(row) for row in table])
 

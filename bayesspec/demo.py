@@ -18,6 +18,7 @@ from .inference.denoise import denoise
 from .io import read
 from .io.bits import SPPIXMASK
 from .model import StellarModel
+from .nn import NoiseNetwork
 from .observation import Observation
 from .results.plotting import save_figure
 from .results.products import SUMMARY, ProductWriter, written
@@ -154,7 +155,7 @@ def noisy_exposures(
 
 def _noise(loc: torch.Tensor, model: StellarModel) -> NoiseFlow | RobustNoiseFlow:
     """Noise about a spectrum: of the model's own level, or of `NOISE` where it is told the level."""
-    if model.residual is None:
+    if isinstance(model.noise, NoiseNetwork):
         return NoiseFlow(loc, model.noise)
     return RobustNoiseFlow(loc, model.noise, NOISE * model.noise.reference)
 

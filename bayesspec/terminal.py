@@ -77,7 +77,8 @@ def print_summary(rows: Iterable[Any]) -> None:
 
 def print_counts(counts: Mapping[str, int]) -> None:
     """How many inputs of a large run came out as which class."""
-    print_table(["class", "stars"], sorted(counts.items(), key=lambda item: (item[0] == "failed", -item[1])))
+    ranked = sorted(counts.items(), key=lambda item: (item[0] == "failed", -item[1]))
+    print_table(["class", "stars"], ranked)
 
 
 def print_status(found: Mapping[str, Any]) -> None:

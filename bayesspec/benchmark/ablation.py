@@ -16,6 +16,7 @@ from matplotlib.ticker import LogFormatterSciNotation, NullFormatter
 from bayesspec.benchmark.measures.compare import median
 from bayesspec.benchmark.measures.coverage import LEVELS
 from bayesspec.exceptions import BayesspecError
+from bayesspec.inference.denoise import Method
 from bayesspec.model import StellarModel
 from bayesspec.results.plotting import CLEAN, INK, STYLE
 from bayesspec.training.simulation import NoisyStars
@@ -67,7 +68,7 @@ def ablate(
     sets: Sequence[NoisyStars],
     out: str | Path,
     *,
-    method: str = "importance",
+    method: Method = "importance",
     seed: int = 0,
     progress: bool = False,
 ) -> Table:
@@ -116,7 +117,7 @@ def ablate(
 
 def draw_ablation(table: Table) -> Figure:
     """Median loss and coverage of every variant, a line for each set."""
-    with plt.style.context(STYLE):
+    with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
         names = list(dict.fromkeys(table["variant"]))[::-1]
         for k, name in enumerate(dict.fromkeys(table["set"])):
@@ -139,7 +140,7 @@ def draw_ablation(table: Table) -> Figure:
 class _Variant(Bayes):
     """A model under its variant's name, told apart from others by its weights."""
 
-    def __init__(self, name: str, model: StellarModel, method: str, seed: int) -> None:
+    def __init__(self, name: str, model: StellarModel, method: Method, seed: int) -> None:
         super().__init__(model, method, seed)
         self.name = name
         self.key = f"{name} {model.version} {method} {seed}"
@@ -148,7 +149,7 @@ class _Variant(Bayes):
 def _without(model: StellarModel, *parts: str) -> StellarModel:
     """The model with parts of its residual term made nothing; the rest is shared."""
     changed = copy.copy(model)
-    residual = copy.deepcopy(model.residual)
+    residual = copy.deepcopy(model.residual_term)
     with torch.no_grad():
         if "basis" in parts:
             residual.offset.zero_()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
 import pyro
@@ -243,7 +243,9 @@ def _run(z: NDArray, seconds: float, warmup: float) -> Run:
     return Run(found["ess_bulk"], found["r_hat"], seconds, warmup)
 
 
-def _check_same_density(model: StellarModel, star: ObservationBatch, density: Callable[..., object]) -> None:
+def _check_same_density(
+    model: StellarModel, star: ObservationBatch, density: Callable[..., SupportsFloat]
+) -> None:
     z = model.prior.centres[:, 0]
     scale = torch.linspace(-0.1, 0.1, len(z))[:, None]
     here, _ = log_joint(model, star.select([0] * len(z)), z, scale, classes="marginal")

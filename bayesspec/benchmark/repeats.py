@@ -18,6 +18,7 @@ from bayesspec.benchmark.measures.coverage import pixel_coverage
 from bayesspec.distributions import RobustNoiseFlow
 from bayesspec.inference.denoise import denoise
 from bayesspec.model import StellarModel
+from bayesspec.nn import RobustNoiseNetwork
 from bayesspec.observation import Observation
 from bayesspec.runtime import seeded
 
@@ -87,7 +88,7 @@ def predict_visits(
     Raises:
         ValueError: if the model's noise does not know the inverse variance.
     """
-    if model.residual is None:
+    if not isinstance(model.noise, RobustNoiseNetwork):
         raise ValueError(f"{model.name}: its noise does not know a visit's inverse variance")
     result = denoise([first for first, _ in pairs], model=model, method="importance", seed=seed, **options)
     scored = torch.as_tensor((model.grid.wavelength >= between[0]) & (model.grid.wavelength <= between[1]))
@@ -100,7 +101,7 @@ def predict_visits(
         scale = _calibrated(draws.mean(0), theirs, good, degree)
         again = _calibrated(ours.flux[0, 0], theirs, good, degree)
         good &= scored
-        predicted = _visit(model, draws, theirs, scale, seed)[:, good].numpy()
+        predicted = _visit(model.noise, draws, theirs, scale, seed)[:, good].numpy()
         seen = theirs.flux[0, 0, good].numpy()
         inside, _ = pixel_coverage(predicted, seen)
         chi2 = np.mean((seen - predicted.mean(0)) ** 2 / predicted.var(0))
@@ -128,10 +129,12 @@ def _calibrated(spectrum: Tensor, visit: ObservationBatch, good: Tensor, degree:
 
 
 @torch.no_grad()
-def _visit(model: StellarModel, spectra: Tensor, visit: ObservationBatch, scale: Tensor, seed: int) -> Tensor:
+def _visit(
+    noise: RobustNoiseNetwork, spectra: Tensor, visit: ObservationBatch, scale: Tensor, seed: int
+) -> Tensor:
     """Spectra (S, D) times a scale (D,) as the visit would have seen them, with noise of its ivar."""
     observed = ~visit.mask[0, 0]
     noise_std = torch.where(observed, visit.ivar[0, 0], 1.0).rsqrt()
-    flow = RobustNoiseFlow(spectra * scale, model.noise, noise_std, observed=observed)
+    flow = RobustNoiseFlow(spectra * scale, noise, noise_std, observed=observed)
     with seeded(seed):
         return flow.sample()

@@ -23,6 +23,7 @@ from bayesspec.benchmark.measures.scores import (
     spectrum_scores,
 )
 from bayesspec.exceptions import BayesspecError
+from bayesspec.inference.denoise import Method as MethodName
 from bayesspec.inference.denoise import denoise
 from bayesspec.model import StellarModel
 from bayesspec.runtime import progress_bar
@@ -47,8 +48,13 @@ KEPT = 2
 class Method(Protocol):
     """Anything that cleans the spectra of a set."""
 
-    name: str
-    key: str
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+
+    @property
+    def key(self) -> str:
+        """Of what makes its results what they are."""
 
     def __call__(self, data: NoisyStars) -> tuple[NDArray, NDArray | None, Scores]:
         """Clean spectra in the truth's unit, (N, D), their standard deviation if known, and more scores."""
@@ -66,7 +72,7 @@ class Bayes:
         BayesspecError: if the model's classes are not those of the star library.
     """
 
-    def __init__(self, model: StellarModel, method: str, seed: int) -> None:
+    def __init__(self, model: StellarModel, method: MethodName, seed: int) -> None:
         if set(model.classes) != set(CLASSES):
             raise BayesspecError(
                 f"{model.name}: its classes {', '.join(model.classes)} are not the benchmark's "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from bayesspec.batch import ObservationBatch
 from bayesspec.inference.draws import Draws
 from bayesspec.model import StellarModel
+from bayesspec.nn import NoiseNetwork, RobustNoiseNetwork
 from bayesspec.runtime import seeded
 
 __all__ = ["Calibration", "Engine", "Truth", "calibrate", "geweke", "simulate"]
@@ -81,9 +82,10 @@ def simulate(
     Returns:
         The stars, and what they were made of.
     """
-    free = mask.any(-1) & ~mask.all(-1)
+    free = np.any(mask, -1) & ~np.all(mask, -1)
     ones = np.ones(mask.shape[:2])
-    ivar = np.zeros(mask.shape) + (0.0 if model.residual is None else _typical_ivar(model))
+    noise = model.noise
+    ivar = np.zeros(mask.shape) + (0.0 if isinstance(noise, NoiseNetwork) else _typical_ivar(noise))
     device = model.class_logits.device
     batch = ObservationBatch.from_arrays(0 * ivar, ivar, mask, ones, free, device=device)
     batch = replace(batch, noise_known=batch.noise_known & stated)
@@ -92,7 +94,7 @@ def simulate(
         program = poutine.condition(program, model.sites(truth.z, truth.log_scale, batch))
     with seeded(seed), torch.no_grad():
         nodes = poutine.trace(program).get_trace(batch).nodes
-    sites = {name: node["value"] for name, node in nodes.items() if node["type"] == "sample"}
+    sites: dict[str, Any] = {name: node["value"] for name, node in nodes.items() if node["type"] == "sample"}
     log_scale = torch.zeros_like(batch.unit_flux)
     if "log_scale" in sites:
         log_scale = log_scale.index_put(tuple(batch.free_index), sites["log_scale"])
@@ -100,9 +102,9 @@ def simulate(
     return replace(batch, flux=flux), Truth(model.of_sites(sites), log_scale, sites["flux"])
 
 
-def _typical_ivar(model: StellarModel) -> NDArray[np.float64]:
+def _typical_ivar(noise: RobustNoiseNetwork) -> NDArray[np.float64]:
     """Inverse variance of noise of the usual shape, a tenth of the mean flux, (D,)."""
-    return (TYPICAL_NOISE * model.noise.reference.double().cpu().numpy()) ** -2
+    return (TYPICAL_NOISE * noise.reference.double().cpu().numpy()) ** -2
 
 
 def calibrate(
@@ -143,7 +145,7 @@ def calibrate(
             star = batch.select([k])
             flux = model.complete(z[k][:, None], log_scale[k][:, None], star).sample()[:, 0]
             every.append(_quantities(model, star, z[k], log_scale[k], flux, pixels))
-            own = (part[[k]] for part in truth)
+            own = Truth(*(part[[k]] for part in truth))
             true.append(_quantities(model, star, *own, pixels))
     share = np.random.default_rng(seed).random(n)
     return Calibration(

@@ -185,8 +185,8 @@ def _cluster(folder: Path, workers: int) -> Iterator[tuple[Path, list[int]]]:
 
 def _begin(line: Sequence[object]) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(list(map(str, line)), env=environment, **quiet)
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(list(map(str, line)), env=environment, stdout=quiet, stderr=quiet)
 
 
 def _spent(pid: int) -> float:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bayesspec.grid import NativePixels, overlap_matrix, rebin
 from bayesspec.observation import Exposure
@@ -66,11 +67,12 @@ def join_arms(blue: Exposure, red: Exposure) -> Exposure:
     wavelength, flux, ivar, mask = (part[first:] for part in _arrays(red))
     pixels, edges = NativePixels(wavelength), NativePixels(blue.wavelength).edges
     overlap = overlap_matrix(blue.wavelength, pixels)
-    other = rebin(*_arrays(blue), pixels, overlap=overlap)
+    blue_wavelength, blue_flux, blue_ivar, blue_mask = _arrays(blue)
+    other = rebin(blue_wavelength, blue_flux, blue_ivar, blue_mask, pixels, overlap=overlap)
 
     # A blue pixel shares its ivar out by length: given whole to both of two red pixels, it would count twice
     # as soon as they are averaged.
-    shared = np.where(other.mask, 0.0, overlap @ (blue.ivar / np.diff(edges)))
+    shared = np.where(other.mask, 0.0, overlap @ (blue_ivar / np.diff(edges)))
     total = ivar + shared
     share = np.divide(shared, total, out=np.zeros_like(total), where=total > 0)
     mean = flux + share * (other.flux - flux)
@@ -82,5 +84,7 @@ def join_arms(blue: Exposure, red: Exposure) -> Exposure:
     return Exposure(*(np.concatenate([left[before], right]) for left, right in parts))
 
 
-def _arrays(exposure: Exposure) -> tuple[np.ndarray, ...]:
+def _arrays(exposure: Exposure) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    if exposure.ivar is None:
+        raise ValueError("arms are joined by their inverse variances, and one has none")
     return exposure.wavelength, exposure.flux, exposure.ivar, exposure.mask

@@ -122,7 +122,7 @@ def _roles(
                 raise _not_understood(comment)
         if count not in (2, 3):
             raise ReadError(f"{count} columns without names; expected wavelength, flux and perhaps sigma")
-        named = [("wavelength", None), ("flux", None), ("sigma", None)][:count]
+        named = [(name, None) for name in ("wavelength", "flux", "sigma")[:count]]
     if all(unit is None for _, unit in named):
         stated = next((units for line in comments for units in _units(line, count)), None)
         if stated is None:
@@ -143,7 +143,7 @@ def _labels(line: str, count: int) -> Iterator[list[tuple[str, str | None]]]:
         cells = separator.split(line)
         if len(cells) == count:
             matches = [_LABEL.fullmatch(cell) for cell in cells]
-            yield [(match[1], match[2] or match[3]) for match in matches]
+            yield [(match[1], match[2] or match[3]) for match in matches if match]
 
 
 def _are_names(labels: list[tuple[str, str | None]]) -> bool:

@@ -199,7 +199,7 @@ def read_facts(
     names = {} if row is None else {name.upper(): name for name in row.array.names}
     facts: dict[str, Any] = {}
     for fact, spellings in keys.items():
-        values = [row[names[key]] for key in spellings if key in names]
+        values = [row[names[key]] for key in spellings if row is not None and key in names]
         values += [_card(header, key) for key in spellings]
         value = next((value for value in values if value is not None), None)
         if value is not None:

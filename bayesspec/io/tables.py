@@ -224,7 +224,8 @@ class _Parquet:
         self._coefficients = [float(meta[key]) for key in ("COEFF0", "COEFF1") if key in meta]
         sizes = [self._file.metadata.row_group(n).num_rows for n in range(self._file.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
-        self._group, self._rows = -1, None
+        self._group = -1
+        self._rows: Any = None
 
     def __len__(self) -> int:
         return self._file.metadata.num_rows
@@ -297,7 +298,7 @@ def _shared_wavelength(hdus: fits.HDUList, hdu: fits.BinTableHDU, roles: dict[st
 
 
 def _label(path: str | Path, row: int, value: Any) -> str:
-    text = "" if value is None else _text(value).strip()
+    text = (_text(value) or "").strip()
     return text or f"{stem(str(path))}[{row}]"
 
 

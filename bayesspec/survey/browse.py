@@ -48,7 +48,7 @@ class Browser:
         column = pc.fill_null(self._table.to_table(columns=[name]).column(0), "")
         return np.flatnonzero((pc.equal if equal else pc.not_equal)(column, value).to_numpy())
 
-    def rows(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+    def rows(self, positions: Sequence[int] | NDArray[np.int64]) -> list[dict[str, Any]]:
         """Some rows, as dictionaries without what a row does not have."""
         found = self._table.take(np.asarray(positions, dtype=np.int64)).to_pylist()
         return [{key: value for key, value in row.items() if value is not None} for row in found]
@@ -69,7 +69,7 @@ class _StarBrowser(Browser):
         self.units = {name: str(column.unit or "") for name, column in self._summary.columns.items()}
 
     def column(self, name: str) -> NDArray[Any]:
-        column = np.ma.asarray(self._summary[name])
+        column: Any = np.ma.asarray(self._summary[name])
         if column.dtype.kind == "U":
             return column.filled("")
         return column.astype(float).filled(np.nan) if column.mask.any() else column.data
@@ -77,7 +77,7 @@ class _StarBrowser(Browser):
     def where(self, name: str, value: str, *, equal: bool = True) -> NDArray[np.int64]:
         return np.flatnonzero((self.column(name) == value) == equal)
 
-    def rows(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+    def rows(self, positions: Sequence[int] | NDArray[np.int64]) -> list[dict[str, Any]]:
         columns = {name: self.column(name) for name in self._summary.colnames}
         rows = ({name: values[n].item() for name, values in columns.items()} for n in positions)
         return [{k: v for k, v in row.items() if v == v} for row in rows]  # without NaN

@@ -6,12 +6,15 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from astropy.table import MaskedColumn, Table
 
 from bayesspec.exceptions import BayesspecError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["CATALOGUE", "Piece", "finished", "missing", "read_catalogue", "rows_name", "write_catalogue"]
 
@@ -57,7 +60,7 @@ def finished(rows: Path) -> list[Piece]:
     return pieces
 
 
-def missing(done: Sequence[tuple[int, ...]], total: int, size: int) -> Iterator[tuple[int, int]]:
+def missing(done: Sequence[tuple[int, int] | Piece], total: int, size: int) -> Iterator[tuple[int, int]]:
     """Pieces (first, last + 1) that are still to do: the pieces of this size, less what is done of them.
 
     Example:
@@ -147,11 +150,11 @@ def read_catalogue(path: Path, columns: list[str] | None = None) -> Table:
     return table
 
 
-def _told(field, longest):
+def _told(field: pa.Field, longest: pa.Schema) -> pa.Field:
     return longest.field(field.name).with_type(field.type) if field.name in longest.names else field
 
 
-def _cast(table, schema):
+def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
     import pyarrow as pa
 
     columns = [

@@ -157,8 +157,8 @@ def write_list(given: Iterable[str | Path], path: Path, *, without: Path | None 
 
 def read_list(path: Path, pieces: Sequence[tuple[int, int]] | None = None) -> Iterator[list[Input]]:
     """The inputs of each piece (first, last + 1) of a list, pieces in order; None: all, in one."""
-    pieces = iter([(0, 1 << 62)] if pieces is None else pieces)
-    begin, end = next(pieces, (0, 0))
+    todo = iter([(0, 1 << 62)] if pieces is None else pieces)
+    begin, end = next(todo, (0, 0))
     found: list[Input] = []
     position = 0
     with open(path, encoding="ascii") as lines:
@@ -173,7 +173,7 @@ def read_list(path: Path, pieces: Sequence[tuple[int, int]] | None = None) -> It
                     break
                 yield found
                 found = []
-                begin, end = next(pieces, (0, 0))
+                begin, end = next(todo, (0, 0))
             position += size
             if begin >= end:
                 return

@@ -54,7 +54,7 @@ def to_part(
         "NAME": _text(row["name"] for row in rows),
         "STAR": _text(star.name for star in stars),
     }
-    vectors = {"FLUX": [star.flux for star in stars]}
+    vectors: dict[str, Any] = {"FLUX": [star.flux for star in stars]}
     if all(star.flux_std is not None for star in stars):
         vectors["FLUX_STD"] = [star.flux_std for star in stars]
     vectors["OBSERVED"] = [star.observed.flux for star in stars]
@@ -68,11 +68,11 @@ def to_part(
     columns["CLASS_PROBABILITIES"] = np.stack([star.class_probabilities for star in stars]).astype(np.float32)
     columns["Z"] = np.stack([star.z for star in stars]).astype(np.float32)
     for name in stars[0].row:
-        values = [star.row[name] for star in stars]
+        cells = [star.row[name] for star in stars]
         if name != "name":
             unit, description = about.get(name, ("", ""))
-            values = _text(values) if isinstance(values[0], str) else np.array(values)
-            columns[name.upper()] = Column(values, unit=unit or None, description=description or None)
+            told = _text(cells) if isinstance(cells[0], str) else np.array(cells)
+            columns[name.upper()] = Column(told, unit=unit or None, description=description or None)
 
     table = _hdu(columns, "SPECTRA")
     wavelength = Column(stars[0].grid.wavelength, unit=u.AA, description="vacuum")

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
 
@@ -99,8 +99,8 @@ class Processes:
 
     def __init__(self, count: int) -> None:
         self.capacity = count
-        self._idle: list[Executor] = []
-        self._busy: dict[Future, Executor] = {}
+        self._idle: list[ProcessPoolExecutor] = []
+        self._busy: dict[Future, ProcessPoolExecutor] = {}
 
     def submit(self, task: Task) -> Future:
         """Hand a task over."""
@@ -140,7 +140,7 @@ class Processes:
         self._idle, self._busy = [], {}
 
 
-def _worker() -> Executor:
+def _worker() -> ProcessPoolExecutor:
     # A fork would take the threads of torch with it.
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(1, mp_context=context, initializer=_begin)
@@ -153,12 +153,12 @@ def _begin() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
 
-    def end() -> None:
+    def end(parent: multiprocessing.process.BaseProcess) -> None:
         parent.join()
         os._exit(1)
 
     if parent is not None:
-        threading.Thread(target=end, daemon=True).start()
+        threading.Thread(target=end, args=(parent,), daemon=True).start()
     one_thread()
 
 

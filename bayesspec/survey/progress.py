@@ -111,8 +111,8 @@ def status(out: str | Path) -> dict[str, Any]:
     settings = read_json(state / "run.json")
     if settings is None:
         return _of_summary(root)
-    jobs = [(path, read_json(path)) for path in sorted(state.glob("progress*.json"))]
-    jobs = [(path, facts) for path, facts in jobs if facts]
+    told = [(path, read_json(path)) for path in sorted(state.glob("progress*.json"))]
+    jobs = [(path, facts) for path, facts in told if facts]
     now = time.time()
     running = [facts for path, facts in jobs if _runs(path, facts, now)]
     done, failed = _counts(root, settings, [facts for _, facts in jobs])

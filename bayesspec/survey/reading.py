@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Literal
 
 from bayesspec.exceptions import BayesspecError
 from bayesspec.grid import WavelengthGrid
@@ -16,7 +17,9 @@ from bayesspec.observation import Gridded
 
 from .inputs import Input
 
-__all__ = ["Reader", "read_all"]
+__all__ = ["Exposures", "Reader", "read_all"]
+
+Exposures = Literal["coadd", "individual"]
 
 OPEN = 4
 """Files of many spectra that stay open."""
@@ -31,7 +34,7 @@ class Reader:
         strict: Take doubtful pixels for missing too.
     """
 
-    def __init__(self, grid: WavelengthGrid, exposures: str = "coadd", strict: bool = False) -> None:
+    def __init__(self, grid: WavelengthGrid, exposures: Exposures = "coadd", strict: bool = False) -> None:
         self.grid, self.exposures, self.strict = grid, exposures, strict
         self._open: dict[str, SpectraFile] = {}
 

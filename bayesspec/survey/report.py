@@ -106,7 +106,7 @@ def _with_spectra(run: Browser, rows: list[dict[str, Any]], count: int) -> list[
 
 def _packed(columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
     """Arrays in 16 bits each between their extremes: finer than a screen shows, a quarter of the size."""
-    packed = {}
+    packed: dict[str, Any] = {}
     for name, values in columns.items():
         if name == "MASK":
             packed[name] = base64.b64encode(np.packbits(np.asarray(values, dtype=bool)).tobytes()).decode()

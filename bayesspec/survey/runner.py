@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -206,6 +206,8 @@ class Survey:
 
     def summary(self) -> Any:
         """The table of a run of a file a star, as `summary.ecsv` has it."""
+        if self._writer is None:
+            raise BayesspecError(f"{self.folder.root}: the run has a catalogue of its parts, not a summary")
         return self._writer.summary()
 
     def _plan(
@@ -285,7 +287,7 @@ class Survey:
             "total": self.total,
         }
 
-    def _run(self) -> Iterator[dict[str, Any]]:
+    def _run(self) -> Generator[dict[str, Any], None, None]:
         folder = self.folder
         state = "stopped"
         progress = Progress(folder.progress, self.share, self.done, self.failed, show=self._show)
@@ -362,8 +364,9 @@ class Survey:
         task = Task(self.orders, first, tuple(piece.inputs), root, given_up=piece.given_up)
         if self._writer is not None:
             return replace(task, stems=self._writer.stems[first:last], figures=self._figures)
-        folders = (path.resolve() for path in (folder.parts, folder.rows, folder.scratch))
-        return replace(task, **dict(zip(("parts", "rows", "scratch"), folders, strict=True)))
+        return replace(
+            task, folders=(folder.parts.resolve(), folder.rows.resolve(), folder.scratch.resolve())
+        )
 
     def _note(self, rows: list[dict[str, Any]]) -> None:
         if self._writer is None:
@@ -406,7 +409,8 @@ class _Queue:
 
     def __init__(self, inputs: Path, pieces: list[tuple[int, int]], together: int) -> None:
         self._fresh = zip(pieces, read_list(inputs, pieces), strict=True)
-        self._left, self._again, self._together = len(pieces), [], together
+        self._left, self._together = len(pieces), together
+        self._again: list[_Piece] = []
 
     def __bool__(self) -> bool:
         return bool(self._left or self._again)
@@ -466,7 +470,8 @@ def _singly(inputs: Path, total: int) -> Iterator[list[Input]]:
 
 def _runs_of(positions: Iterable[int], size: int) -> Iterator[tuple[int, int]]:
     """Pieces of positions that follow each other, none longer than a batch, none across its border."""
-    begin = end = None
+    begin: int | None = None
+    end = 0
     for position in positions:
         if begin is not None and position == end and position % size:
             end += 1

@@ -19,8 +19,11 @@ from .inputs import Input
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bayesspec.inference.denoise import Method
     from bayesspec.model import StellarModel
     from bayesspec.results.star import Star
+
+    from .reading import Exposures
 
 __all__ = ["Orders", "Task", "do"]
 
@@ -47,8 +50,8 @@ class Orders:
 
     model: str
     settings_sha256: str
-    method: str
-    exposures: str = "coadd"
+    method: Method
+    exposures: Exposures = "coadd"
     strict: bool = False
     seed: int = 0
     batch_size: int = 16
@@ -70,9 +73,8 @@ class Task:
         orders: What to do.
         first: Position of its first input among all.
         inputs: What to do it to.
-        parts: Folder of the parts; None: a file a star.
-        rows: Folder of the rows of the catalogue; None: a file a star.
-        scratch: Where files are written before they are moved.
+        folders: Of the parts, of the rows of the catalogue, and where files are written before they are
+            moved; None: a file a star.
         root: Folder of the files a star.
         stems: Names of the files a star.
         figures: Whether each star gets a figure.
@@ -83,9 +85,7 @@ class Task:
     first: int
     inputs: tuple[Input, ...]
     root: Path
-    parts: Path | None = None
-    rows: Path | None = None
-    scratch: Path | None = None
+    folders: tuple[Path, Path, Path] | None = None
     stems: tuple[str, ...] = ()
     figures: bool = False
     given_up: dict[int, str] = field(default_factory=dict)
@@ -111,9 +111,9 @@ def do(task: Task) -> list[dict[str, Any]]:
         rows.append(
             row | ({"reason": printable(star)} if isinstance(star, str) else _star_row(task, n, star))
         )
-    if task.parts is not None:
+    if task.folders is not None:
         stars = [star for _, star in sorted(found.items()) if not isinstance(star, str)]
-        _write(task, rows, stars, about)
+        _write(task, task.folders, rows, stars, about)
     return rows
 
 
@@ -148,8 +148,8 @@ def _inferred(
 
     if not stars:
         return []
-    own = {"method": orders.method, "seed": orders.seed, "batch_size": orders.batch_size}
-    result = denoise(stars, model=model, **own, **orders.options)
+    own = {"batch_size": orders.batch_size, **orders.options}
+    result = denoise(stars, model=model, method=orders.method, seed=orders.seed, **own)
     about |= {
         name: (str(column.unit or ""), column.description or "")
         for name, column in result.table.columns.items()
@@ -161,13 +161,17 @@ def _inferred(
 def _star_row(task: Task, n: int, star: Star) -> dict[str, Any]:
     from bayesspec.results.products import star_row, write_star
 
-    if task.parts is None:
+    if task.folders is None:
         return write_star(star, task.root, task.stems[n], figures=task.figures)
     return {"status": "ok", "star": star.name, **star_row(star)}
 
 
 def _write(
-    task: Task, rows: list[dict[str, Any]], stars: list[Star], about: dict[str, tuple[str, str]]
+    task: Task,
+    folders: tuple[Path, Path, Path],
+    rows: list[dict[str, Any]],
+    stars: list[Star],
+    about: dict[str, tuple[str, str]],
 ) -> None:
     """Write the part, and then the rows, which make it count."""
     from bayesspec import __version__
@@ -175,12 +179,13 @@ def _write(
     from .catalogue import rows_name
     from .parts import part_name, put, to_parquet, to_part
 
-    own = task.scratch / f"{socket.gethostname()}-{os.getpid()}-{task.first}"
+    parts, catalogue, scratch = folders
+    own = scratch / f"{socket.gethostname()}-{os.getpid()}-{task.first}"
     name = part_name(task.first, len(task.inputs))
     fine = [row for row in rows if row["status"] == "ok"]
     for k, row in enumerate(fine):
         row |= {"part": name, "row": k}
-    with _full_disk(task.parts / name):
+    with _full_disk(parts / name):
         if stars:
             facts = {
                 "CREATOR": (f"bayesspec {__version__}", "software"),
@@ -191,9 +196,9 @@ def _write(
             }
             part = io.BytesIO()
             to_part(stars, fine, about, facts).writeto(part)
-            put(part.getbuffer(), own, task.parts / name)
+            put(part.getbuffer(), own, parts / name)
         table = to_parquet(rows, about)
-        put(table, own, task.rows / rows_name(task.first, len(rows), len(rows) - len(fine)))
+        put(table, own, catalogue / rows_name(task.first, len(rows), len(rows) - len(fine)))
 
 
 @contextmanager

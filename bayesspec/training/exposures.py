@@ -70,7 +70,7 @@ def exposure_noise(
 
     # The unit: mean |flux| of the star, hits in pixels that one exposure alone observed left out.
     unit = mean_absolute_flux(_around(mean, n > 0, NEIGHBOURS), n == 0)
-    unit = unit if unit > 0 else 1.0
+    unit = np.where(unit > 0, unit, 1.0)
     usable = observed & (n > 1) & ((kept > 1) | ~regular)
     factor = np.where(regular, np.sqrt(kept / np.maximum(kept - 1, 1)), 1.0)
     residual = np.where(usable, (flux - mean) * factor / unit, 0.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,7 +20,19 @@ __all__ = ["GeneratorRecipe", "encode", "new_networks", "train_generator"]
 
 
 @dataclass(frozen=True)
-class GeneratorRecipe:
+class Sizes:
+    """What of a recipe says how large encoder and generator are."""
+
+    latent_dim: int
+    hidden: int
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    encoder_hidden: int
+    encoder_channels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GeneratorRecipe(Sizes):
     """Encoder and generator (eq. 10).
 
     Arguments:
@@ -119,17 +130,6 @@ def train_generator(
         progress=progress,
     )
     return encoder.requires_grad_(False), generator.requires_grad_(False)
-
-
-class Sizes(Protocol):
-    """What of a recipe says how large encoder and generator are."""
-
-    latent_dim: int
-    hidden: int
-    channels: tuple[int, ...]
-    strides: tuple[int, ...]
-    encoder_hidden: int
-    encoder_channels: tuple[int, ...]
 
 
 def new_networks(

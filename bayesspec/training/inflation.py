@@ -130,7 +130,8 @@ def size_spreads(term: ResidualTerm, unseen: Residuals) -> tuple[Tensor, Tensor]
     sizes = sizes[sizes.isfinite().all(-1)]
     local = sizes.var(-1).mean()
     of_stars = sizes.mean(-1).square().mean() - local / sizes.shape[-1]
-    return tuple(v.clamp_min(0).sqrt().clamp(*SPREAD) for v in (of_stars, local))
+    whole, each = (v.clamp_min(0).sqrt().clamp(*SPREAD) for v in (of_stars, local))
+    return whole, each
 
 
 def _excess(term: ResidualTerm, residuals: Residuals) -> tuple[NDArray, NDArray]:

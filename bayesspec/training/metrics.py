@@ -60,7 +60,7 @@ def noise_metrics(network: NoiseNetwork, train: NoiseLibrary, test: NoiseLibrary
     used = flow.used.numpy()
     terms = {"flow": flow.log_prob_terms(torch.as_tensor(test.residual)).numpy()}
 
-    spread = np.std(train.residual[~train.mask])
+    spread = float(np.std(train.residual[~train.mask]))
     terms["gaussian"] = _gaussian(test.residual, spread)
     mean, spread = _autoregression(train, test, network.kernel)
     terms[f"ar{network.kernel}_gaussian"] = _gaussian(test.residual - mean, spread)
@@ -87,7 +87,7 @@ def robust_noise_metrics(
     The Gaussian is the pipeline's own. The Student-t has its scale times a factor for each pixel of the grid,
     fitted to training epochs, and the AR(K) is that of residuals whitened by the pipeline.
     """
-    train, test = (side.select((side.mask | (side.ivar > 0)).all(-1)) for side in (train, test))
+    train, test = (side.select(np.all(side.mask | (side.ivar > 0), -1)) for side in (train, test))
     sigma, widths = (np.where(side.mask, 1.0, side.ivar.clip(1e-30)) ** -0.5 for side in (train, test))
     observed = torch.as_tensor(~test.mask)
     flow = RobustNoiseFlow(

@@ -47,8 +47,9 @@ class NeighbourDensity(BaseEstimator):
 
     def fit(self, X: NDArray, y: None = None) -> Self:
         """Take latents, (N, L), for centres."""
-        shape = {"neighbours": self.neighbours, "stretch": self.stretch}
-        self.density_ = LatentPrior.from_classes([X], [self.bandwidth], **shape)
+        self.density_ = LatentPrior.from_classes(
+            [X], [self.bandwidth], neighbours=self.neighbours, stretch=self.stretch
+        )
         return self
 
     def score(self, X: NDArray, y: None = None) -> float:

@@ -8,10 +8,11 @@ import os
 import shutil
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,9 +36,12 @@ from .residual import ResidualRecipe, anchor_counts, fit_residual
 from .robust_noise import RobustNoiseRecipe, train_robust_noise
 from .shares import fit_discrepancy
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 __all__ = ["Recipe", "train"]
 
-T = TypeVar("T")
+T = TypeVar("T", bound="DataclassInstance")
 
 NOTE = "recipe.json"
 ANEW = "--restart (resume=False) begins anew, or choose another folder"
@@ -215,7 +219,8 @@ def train(
     exposures = NoiseLibrary.from_files(noise, recipe.grid)
     train_stars, train_exposures = stars.split("train"), exposures.split("train")
     test_stars, test_exposures = stars.clean(60.0).split("test"), exposures.split("test")
-    needed = {"test star": test_stars, "training night": train_exposures, "test night": test_exposures}
+    needed: dict[str, Sized] = {"test star": test_stars, "training night": train_exposures}
+    needed["test night"] = test_exposures
     if recipe.residual:
         needed["validation star"] = stars.clean(60.0).split("validation")
         needed["validation night"] = exposures.split("validation")
@@ -236,6 +241,7 @@ def train(
     )
     network, term = _train_noise(train_exposures, recipe, checkpoints, progress), None
     passage = make_passage(recipe.grid, recipe.passage) if recipe.residual else None
+    metrics: Callable[[NoiseLibrary, NoiseLibrary], dict[str, Any]]
     if isinstance(network, RobustNoiseNetwork):
         _round(encoder, generator)
         term, latents = fit_residual(
@@ -249,9 +255,9 @@ def train(
             model_vote=recipe.model_vote,
             passage=passage,
         )
-        z, metrics = latents.numpy(), robust_noise_metrics
+        z, metrics = latents.numpy(), partial(robust_noise_metrics, network)
     else:
-        z, metrics = encode(encoder, train_stars), noise_metrics
+        z, metrics = encode(encoder, train_stars), partial(noise_metrics, network)
     prior = fit_prior(z, train_stars, len(CLASSES), recipe.model_vote, recipe.prior)
 
     sources, spectra = np.unique(train_stars.source, return_counts=True)
@@ -276,7 +282,7 @@ def train(
         },
         "metrics": {
             "generator": generator_metrics(encoder, generator, test_stars),
-            "noise": metrics(network, train_exposures, test_exposures),
+            "noise": metrics(train_exposures, test_exposures),
         },
     }
     return save_model(model, out, card=card)
@@ -366,10 +372,10 @@ def _build(default: T, values: dict[str, Any]) -> T:
     known = {f.name for f in fields(default)}
     if unknown := values.keys() - known:
         raise ValueError(f"unknown {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
-    changes = {}
+    changes: dict[str, Any] = {}
     for name, value in values.items():
         current = getattr(default, name)
-        if is_dataclass(current):
+        if is_dataclass(current) and not isinstance(current, type):
             changes[name] = _build(current, value)
         elif isinstance(current, tuple):
             several = value if isinstance(value, list | tuple) else [value]

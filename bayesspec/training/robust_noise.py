@@ -196,11 +196,12 @@ class _Exposures:
 
         discrepancy = None
         if uniform() < recipe.blurred:
-            size = torch.exp(torch.lerp(*torch.tensor([0.05, 2.0]).log(), uniform(len(rows), 1)))
+            least, most = torch.tensor([0.05, 2.0]).log()
+            size = torch.exp(torch.lerp(least, most, uniform(len(rows), 1)))
             discrepancy = (size * self.typical[rows].median(-1, keepdim=True).values).expand_as(value)
             value = value + discrepancy * normal(*value.shape)
 
-        removed = self._removed(*value.shape, rng) & (uniform(len(rows), 1) < recipe.masked)
+        removed = self._removed(len(value), value.shape[-1], rng) & (uniform(len(rows), 1) < recipe.masked)
         return value, noise_std, discrepancy, self.observed[rows] & ~removed
 
     def _of_another_pipeline(

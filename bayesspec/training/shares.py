@@ -64,19 +64,20 @@ def fit_discrepancy(
     """
     chosen = choose_sides(stars, noise, PER_CLASS, "validation")
     data = simulate("high_snr", partial(high_snr, levels=(SNR,)), *chosen, model.grid, seed=seed)
+    residual = model.residual_term
     for _ in range(ROUNDS):
         left = _left(model, data, progress)
-        usual_size = _usual_sizes(left.log_size, data.klass, len(model.classes))[model.residual.kind]
+        usual_size = _usual_sizes(left.log_size, data.klass, len(model.classes))[residual.kind]
         bulk = NORMAL_MEDIAN**2 * left.square[left.observed > 0].median()
-        model.residual.factor *= usual_size.exp()[:, None, None]
-        model.residual.log_bands += usual_size[:, None]
-        model.residual.log_discrepancy += 0.5 * bulk.log()
+        residual.factor *= usual_size.exp()[:, None, None]
+        residual.log_bands += usual_size[:, None]
+        residual.log_discrepancy += 0.5 * bulk.log()
         square, observed = left.square / bulk, left.observed
         usual = most_probable_shares(square, observed)
-        model.residual.share.copy_(usual.expand_as(model.residual.share))
+        residual.share.copy_(usual.expand_as(residual.share))
         for c in np.unique(data.klass):
             own = torch.as_tensor(data.klass == c)
-            model.residual.share[c] = most_probable_shares(square[own], observed[own], usual, TYPICAL)
+            residual.share[c] = most_probable_shares(square[own], observed[own], usual, TYPICAL)
 
 
 class _Left(NamedTuple):
@@ -98,8 +99,8 @@ def _left(model: StellarModel, data: NoisyStars, progress: bool) -> _Left:
     unknown = torch.as_tensor(data.truth_mask | data.mask.all(axis=1))
     z, _, hw = model.parts(latents)
     parts = z, torch.where(unknown, 0.0, left), torch.zeros_like(left), unknown
-    clean = without_junk(Residuals(*parts), model.residual.basis.float())
-    log_size = model.residual.log_sizes(model.residual.split(hw)[0]).mean(-1)
+    clean = without_junk(Residuals(*parts), model.residual_term.basis.float())
+    log_size = model.residual_term.log_sizes(model.residual_term.split(hw)[0]).mean(-1)
     return _Left((clean.flux / model.discrepancy(latents)).square(), (~clean.mask).float(), log_size)
 
 

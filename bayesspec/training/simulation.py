@@ -132,7 +132,7 @@ class NoisyStars:
         Exposures are averaged by inverse variance, or plainly where that is unknown. The flux is divided by
         the unit (N,): 1 where the scale is known, else the mean flux of the observed pixels.
         """
-        flux, ivar, mask = mean_exposure(*(part.astype(float) for part in (self.flux, self.ivar)), self.mask)
+        flux, ivar, mask = mean_exposure(self.flux.astype(float), self.ivar.astype(float), self.mask)
         unit = np.where(self.scale_known, 1.0, flux_unit(flux, mask))
         unit = np.where(unit > 0, unit, 1.0)
         return Rebinned(flux / unit[:, None], ivar * unit[:, None] ** 2, mask), unit
@@ -239,13 +239,13 @@ def simulate(
     factor = np.stack([np.broadcast_to(part.factor, grid.size) for part in parts])
     truths = [part.truth or Truth(stars.flux[n], stars.mask[n]) for n, part in zip(rows, parts, strict=True)]
     truth_mask = np.stack([truth.mask for truth in truths])
-    truth = np.where(truth_mask, 0.0, np.stack([truth.flux for truth in truths]))
+    clean = np.where(truth_mask, 0.0, np.stack([truth.flux for truth in truths]))
     mask = stacked("mask", True)
     complete = (~stars.mask).mean(-1) >= FULL_COVERAGE
     return NoisyStars(
         name,
         grid,
-        (truth * factor).astype(np.float32),
+        (clean * factor).astype(np.float32),
         (np.where(stars.believable[rows, None] & ~truth_mask, stars.ivar[rows], 0) / factor**2).astype(
             np.float32
         ),

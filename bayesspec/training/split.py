@@ -43,7 +43,7 @@ def split_by_hash(
 
 
 def near_duplicates(
-    identities: Sequence[str],
+    identities: Sequence[str] | NDArray[np.str_],
     flux: NDArray[np.floating],
     mask: NDArray[np.bool_],
     *,

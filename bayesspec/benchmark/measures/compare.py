@@ -25,7 +25,7 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
-    count: int
+    spectra: int
 
 
 def wins(ours: NDArray, theirs: NDArray) -> Estimate:

@@ -84,7 +84,7 @@ def equivalent_width(
     slope = (level[1] - level[0]) / (centre[1] - centre[0])
     continuum = level[0][..., None] + slope[..., None] * (grid.wavelength - centre[0])
 
-    measured = (seen | ~used).all(-1) & (np.where(feature > 0, continuum, 1.0) > 0).all(-1)
+    measured = np.all((seen | ~used) & (np.where(feature > 0, continuum, 1.0) > 0), -1)
     safe = np.where(measured[..., None] & (feature > 0), continuum, 1.0)
     width = ((1 - np.where(feature > 0, flux, 1.0) / safe) * feature).sum(-1)
     return np.where(measured, width, 0.0), measured

@@ -46,7 +46,7 @@ def spectrum_scores(data: NoisyStars, estimate: NDArray) -> Scores:
     `loss` is over all pixels that the truth has, `loss_observed` and `loss_missing` over those of them that
     an exposure has, and has not.
     """
-    seen = (~data.mask).any(-2)
+    seen = np.any(~data.mask, -2)
     return {
         "loss": squared_loss(estimate, data.truth, data.truth_mask),
         "loss_observed": squared_loss(estimate, data.truth, data.truth_mask, seen),
@@ -76,7 +76,8 @@ def interval_scores(data: NoisyStars, result: Result) -> Scores:
     `interval_coverage`.
     """
     names = "coverage", "coverage_missing", "width", "coverage_measured"
-    seen, rows = (~data.mask).any(-2), []
+    seen, rows = np.any(~data.mask, -2), []
+    told = {} if result.draws is None else result.draws.diagnostics
     for n, star in enumerate(result):
         draws, ivar, good = star.flux_draws(DRAWS), data.truth_ivar[n], ~data.truth_mask[n]
         inside, width = pixel_coverage(draws, data.truth[n])
@@ -87,7 +88,7 @@ def interval_scores(data: NoisyStars, result: Result) -> Scores:
         rows.append((inside[:, good].mean(-1), hidden, width[:, good].mean(-1), measured))
     return {
         **{name: np.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)},
-        **{k: v for k, v in result.draws.diagnostics.items() if k in ("pareto_k", "ess_bulk")},
+        **{k: v for k, v in told.items() if k in ("pareto_k", "ess_bulk")},
     }
 
 

@@ -17,7 +17,7 @@ from bayesspec.nn import Encoder, Generator
 from bayesspec.nn.isometry import tolerant
 from bayesspec.runtime import seeded
 from bayesspec.training.exposures import NoiseLibrary
-from bayesspec.training.generator import new_networks
+from bayesspec.training.generator import Sizes, new_networks
 from bayesspec.training.library import StarLibrary
 from bayesspec.training.loop import minimise
 
@@ -31,7 +31,7 @@ SHIFT = 8
 
 
 @dataclass(frozen=True)
-class AutoencoderRecipe:
+class AutoencoderRecipe(Sizes):
     """Sizes and training of the autoencoder; the decoder has the layers of the package's generator.
 
     Arguments:

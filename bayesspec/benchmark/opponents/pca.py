@@ -164,7 +164,8 @@ class ProbabilisticPCA(Baseline):
 
     @classmethod
     def _from_state(cls, arrays: Mapping[str, NDArray], config: Mapping[str, Any]) -> Self:
-        return cls(**arrays, **config)
+        state: dict[str, Any] = {**arrays, **config}
+        return cls(**state)
 
 
 def _expectation_maximisation(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -154,7 +154,7 @@ def _fits(
 ) -> dict[str, tuple[type[Baseline], Any, Fit]]:
     """By name: class, what of the recipe concerns it, and how it is fitted. The quick ones come first."""
 
-    def wavelet(method: str) -> Fit:
+    def wavelet(method: Literal["BayesShrink", "VisuShrink"]) -> Fit:
         return lambda _: Wavelet.tune(method, sides.noise, sides.pairs)
 
     def savgol(_: Path) -> Baseline:

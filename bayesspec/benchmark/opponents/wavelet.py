@@ -95,7 +95,7 @@ class Wavelet(Baseline):
 
     def _denoise(self, flux: Array, ivar: Array, mask: Mask) -> Array:
         known = ivar > 0
-        has_ivar = known.any(-1)
+        has_ivar = np.any(known, -1)
         sigma = fill_gaps(np.where(known, 1 / np.sqrt(np.where(known, ivar, 1.0)), 0.0), ~known)
         sigma[~has_ivar] = self.scale
 

@@ -108,7 +108,7 @@ class Xseer(Baseline):
     def _denoise(self, flux: Array, ivar: Array, mask: Mask) -> Array:
         filled = fill_gaps(flux, mask)
         ends = [np.median(part, axis=-1) for part in (filled[:, :EDGE], filled[:, -EDGE:])]
-        x = np.zeros((len(flux), PIXELS))
+        x: NDArray = np.zeros((len(flux), PIXELS))
         for row, (spectrum, blue, red) in enumerate(zip(filled, *ends, strict=True)):
             native = np.interp(WAVELENGTH[self._seen], self.grid.wavelength, spectrum, blue, red)
             x[row, self._seen] = self.unit * native
@@ -118,7 +118,7 @@ class Xseer(Baseline):
         return (self._back @ x.T).T / np.diff(self.grid.edges) / self.unit
 
     def _state(self) -> tuple[dict[str, NDArray], dict[str, Any]]:
-        arrays = {}
+        arrays: dict[str, NDArray] = {}
         for layer, (kernel, bias) in enumerate(self.layers):
             arrays |= {f"kernel{layer}": kernel, f"bias{layer}": bias}
         return arrays, {"grid": self.grid.to_dict(), "unit": self.unit}

@@ -158,7 +158,7 @@ def loss_against_loss(scored: Scored, ours: str, theirs: str) -> Figure:
                 own = rows & ((scored.data.kind == "model") == (kind == "model"))
                 ax.scatter(x[own], y[own], s=13, fc=face, ec=CLEAN, lw=0.7, zorder=3)
             won = wins(y[rows], x[rows])
-            ax.set_title(f"{name}  {won.value:.0%} of {won.count}", fontsize=10, weight="bold")
+            ax.set_title(f"{name}  {won.value:.0%} of {won.spectra}", fontsize=10, weight="bold")
         figure.supxlabel(f"Loss of {theirs}", fontsize=10)
         figure.supylabel(f"Loss of {ours}", fontsize=10)
         figure.suptitle(
@@ -217,5 +217,6 @@ def _bulk_limits(ax: Axes, points: NDArray) -> None:
     """Limits that no single star sets."""
     low, high = np.percentile(points, [0.3, 99.7], axis=0)
     margin = 0.06 * (high - low)
-    for set_limits, a, b in zip((ax.set_xlim, ax.set_ylim), low - margin, high + margin, strict=True):
-        set_limits(a, b)
+    (left, bottom), (right, top) = low - margin, high + margin
+    ax.set_xlim(left, right)
+    ax.set_ylim(bottom, top)

@@ -199,14 +199,15 @@ def _claims(found: Found, ours: str) -> Iterator[dict[str, Any]]:
 
 def _win_claims(found: Found, ours: str) -> Iterator[Claim]:
     scored = found.get("plain")
-    names = [] if scored is None else [m for m in scored.scores if AUTOENCODER in m.lower()]
-    for opponent in names:
+    if scored is None:
+        return
+    for opponent in [name for name in scored.scores if AUTOENCODER in name.lower()]:
         loss, theirs = scored.scores[ours]["loss"], scored.scores[opponent]["loss"]
         klass = scored.data.klass
         by_class = {
             c: wins(loss[klass == k], theirs[klass == k]) for k, c in enumerate(CLASSES) if k in klass
         }
-        text = ", ".join(f"{c} {won.value:.0%} of {won.count}" for c, won in by_class.items())
+        text = ", ".join(f"{c} {won.value:.0%} of {won.spectra}" for c, won in by_class.items())
         every = min(won.value for won in by_class.values())
         yield Claim(f"better than the {opponent} in each class", "> 80 %", text, every > 0.8)
         best = [by_class[c] for c in ("Carbon", "WD") if c in by_class]
@@ -249,7 +250,7 @@ def _pairs(scored: Scored) -> Iterator[tuple[str, str]]:
 
 def _interval(name: str, estimate: Estimate) -> dict[str, Any]:
     low, high = {f"{name}_low": estimate.low}, {f"{name}_high": estimate.high}
-    return {"spectra": estimate.count, name: estimate.value, **low, **high}
+    return {"spectra": estimate.spectra, name: estimate.value, **low, **high}
 
 
 def _table(rows: Iterator[dict[str, Any]]) -> Table:
