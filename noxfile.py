@@ -8,7 +8,7 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2024.4"
-nox.options.sessions = ["lint", "tests", "docs", "build"]
+nox.options.sessions = ["lint", "types", "tests", "docs", "build"]
 
 LARGEST_WHEEL = 15_000_000
 """Bytes; nearly all of it is the two models."""
@@ -56,6 +56,13 @@ def lint(session: nox.Session) -> None:
     session.install("ruff")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types, as strictly as pyproject.toml says."""
+    session.install(".[dev]")
+    session.run("mypy")
 
 
 @nox.session
