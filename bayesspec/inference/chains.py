@@ -20,7 +20,7 @@ SPREAD = 1.5
 
 
 class Settings(NamedTuple):
-    """Of all chains, see `nuts_draws`; `adapt_mass`: adapt a mass matrix; `jumps`: tried before each trajectory."""
+    """Of all chains, see `nuts_draws`; `adapt_mass`: adapt a mass matrix; `jumps`: tried each time."""
 
     warmup: int
     draws: int

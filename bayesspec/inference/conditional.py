@@ -62,7 +62,7 @@ class GivenCore:
         """With the noise and the patterns as they are at latents (N, L + P + R), log scales (N, E)."""
         clean = model.spectrum(latents)
         flow = model.likelihood(latents, clean, log_scale.exp(), batch)
-        observed, eps = flow.observed[..., None], flow.residual(batch.flux)
+        observed, eps = flow.seen[..., None], flow.residual(batch.flux)
         curvature = SharedDiscrepancy(flow).curvature(batch.flux).clamp_min(0.0)  # in the tails it is none
         with torch.enable_grad():
             moving = batch.flux.clone().requires_grad_()
@@ -70,7 +70,8 @@ class GivenCore:
             (score,) = torch.autograd.grad(density.sum(), moving)
         score = -log_scale.exp()[..., None] * score  # of y it is that of s, but for the sign and the scale
 
-        patterns = model.residual.basis.T.to(clean.dtype).expand(len(batch), -1, -1)
+        residual = model.residual_term
+        patterns = residual.basis.T.to(clean.dtype).expand(len(batch), -1, -1)
         if model.passage is not None:
             _, x, _ = model.parts(latents)
             shifted = model.passage.shift(x).apply_columns(patterns)
@@ -82,15 +83,15 @@ class GivenCore:
             new = innovation(flow, batch.flux)(moving)
             (weighed,) = torch.autograd.grad(new, moving, new.detach() * curvature[..., None])
         pull = torch.where(observed, weighed[..., :-1], 0.0).mT
-        beside = score - torch.where(flow.observed, weighed[..., -1], 0.0)
-        offset = torch.einsum("td,nedp,ned->ntp", model.residual.between.to(eps), patterns, beside)
-        precision = by_knots(model.residual.between, new.detach()[..., :-1], curvature)
+        beside = score - torch.where(flow.seen, weighed[..., -1], 0.0)
+        offset = torch.einsum("td,nedp,ned->ntp", residual.between.to(eps), patterns, beside)
+        precision = by_knots(residual.between, new.detach()[..., :-1], curvature)
         return cls(model, batch, pull, offset, precision)
 
     @property
     def dim(self) -> int:
         """R, of w."""
-        return self.model.residual.components
+        return self.model.residual_term.components
 
     def select(self, rows: NDArray | Tensor) -> GivenCore:
         """Those of these stars."""
@@ -124,17 +125,17 @@ class GivenCore:
 
     def _moments(self, core: Tensor) -> tuple[Tensor, Tensor]:
         """Lower factor of the precision of w, (..., N, R, R), and precision times mean, (..., N, R)."""
-        model, lead = self.model, self.model.lead_dim
-        z, h = core[..., : model.latent_dim], core[..., -model.residual.sizes :]
-        rest = model.generator(z) + model.residual.local_offset(z) @ model.residual.basis.to(z.dtype)
+        model, lead, own = self.model, self.model.lead_dim, self.model.residual_term
+        z, h = core[..., : model.latent_dim], core[..., -own.sizes :]
+        rest = model.generator(z) + own.local_offset(z) @ own.basis.to(z.dtype)
         clean = rest if model.passage is None else model.passage(rest, core[..., model.latent_dim : lead])
         seen = torch.where(self.batch.mask, 0.0, self.batch.flux)
-        residual = seen / core[..., lead : -model.residual.sizes, None].exp() - clean[..., None, :]
-        sizes, along = model.residual.log_sizes(h).exp(), model.residual.size(h)[..., None, :]
+        residual = seen / core[..., lead : -own.sizes, None].exp() - clean[..., None, :]
+        sizes, along = own.log_sizes(h).exp(), own.size(h)[..., None, :]
         pull = torch.einsum("nepd,...ned->...np", self.pull, along * residual)
         pull = pull + torch.einsum("ntp,...nt->...np", self.offset, sizes)
         products = torch.cat([sizes.square(), sizes[..., 1:] * sizes[..., :-1]], dim=-1)
-        factor = model.residual.local_factor(z)
+        factor = own.local_factor(z)
         precision = factor.mT @ (torch.einsum("...nf,nfpq->...npq", products, self.precision) @ factor)
         precision.diagonal(dim1=-2, dim2=-1).add_(1.0)
         return torch.linalg.cholesky(precision), (factor.mT @ pull[..., None])[..., 0]

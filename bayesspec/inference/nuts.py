@@ -223,17 +223,19 @@ def _sample(
     star = np.repeat(np.arange(len(batch)), chains)
     free = Target(model, batch).free.cpu().numpy()[star]
     seeds = [_seed(batch, n, chain, seed) for n in range(len(batch)) for chain in range(chains)]
-    rows, chosen = [], batch.select(star)
-    jumps = begin = None
+    rows: list[int] = []
+    chosen, begin = batch.select(star), None
+    jumps: Jumps | None = None
     if settings.jumps:
         jumps = _prepared(Target(model, batch), modes, star, seeds, settings, seed)
         begin = frame.white(jumps.begin(seed))
 
     def answer(waiting: list[int], questions: list[Question]) -> list[tuple[Tensor, Tensor]]:
         found: dict[int, tuple[Tensor, Tensor]] = {}
-        for reply, kind in ((density, False), (elsewhere, True)):
+        moved = None if jumps is None else functools.partial(elsewhere, jumps)
+        for reply, kind in ((density, False), (moved, True)):
             asking = [k for k, question in enumerate(questions) if (question.jump is not None) == kind]
-            if asking:
+            if asking and reply is not None:
                 who = [waiting[k] for k in asking]
                 found |= zip(who, reply(who, [questions[k] for k in asking]), strict=True)
         return [found[row] for row in waiting]
@@ -245,7 +247,7 @@ def _sample(
         return u.to(frame.centre)
 
     @torch.no_grad()
-    def elsewhere(who: list[int], questions: list[Question]) -> list[tuple[Tensor, Tensor]]:
+    def elsewhere(jumps: Jumps, who: list[int], questions: list[Question]) -> list[tuple[Tensor, Tensor]]:
         own = frame.select(who)
         number, log_density = zip(*(question.jump for question in questions), strict=True)
         theta, accepted = jumps(who, number, own.theta(placed(who, questions)), torch.tensor(log_density))
@@ -347,7 +349,7 @@ def _join(parts: list[dict[str, NDArray]], target: Target, warmup: int) -> Draws
         )
     diagnostics = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     diagnostics["divergences"] = late["diverging"].sum((1, 2))
-    diagnostics["budget_spent"] = spent.any(-1)
+    diagnostics["budget_spent"] = np.any(spent, -1)
     return target.draws(
         theta.astype(np.float32),
         log_weight=None,
