@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,6 +111,10 @@ class Passage(nn.Module):
         return dist.StudentT(TAIL, torch.zeros_like(self.widths[1:]), self.widths[1:])
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log density of latents (..., P), (...)."""
-        constant = math.lgamma((TAIL + 1) / 2) - math.lgamma(TAIL / 2) - 0.5 * math.log(TAIL * math.pi)
-        return (constant - 0.5 * (TAIL + 1) * torch.log1p(x.square() / TAIL)).sum(-1)
+        """Log density of latents (..., P), (...), by the two priors; of what is not finite, -inf."""
+        physical = self.physical(x)
+        finite = physical.isfinite()
+        real = torch.where(finite, physical, 0.0)  # a climb may be anywhere, and distributions refuse NaN
+        v, q = real[..., 0], real[..., 1:]
+        found = self.velocity_prior().log_prob(v) + self.factor_prior().to_event(1).log_prob(q)
+        return torch.where(finite.all(-1), found + self.widths.log().sum(), -torch.inf)

@@ -83,3 +83,17 @@ def test_modes_leave_the_mean_to_the_scale():
     step = arm_mode(grid)
     assert np.ptp(step[grid.wavelength > BORDER]) == 0
     assert step.max() - step.min() == pytest.approx(1.0)
+
+
+def test_another_prior_is_another_density(passage, x):
+    """The density is that of the priors, whichever they are, in units of the widths."""
+    before = passage.log_prob(x)
+    old, new = passage.velocity_prior(), torch.distributions.Normal(-20.0, 5.0)
+    passage.velocity_prior = lambda: new
+    v = 40.0 * x[:, 0]
+    torch.testing.assert_close(passage.log_prob(x) - before, new.log_prob(v) - old.log_prob(v))
+
+
+def test_nowhere_has_no_density(passage, x):
+    x[0, 1], x[1, 0] = torch.nan, torch.inf
+    assert torch.equal(passage.log_prob(x), torch.full((2,), -torch.inf, dtype=F64))
