@@ -7,7 +7,6 @@ do its work: no space on the disk, stdout closed; 130 and 143 stopped by SIGINT 
 
 from __future__ import annotations
 
-import glob
 import signal
 import sys
 from collections import Counter
@@ -15,15 +14,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from . import __version__
+from .benchmark.commands import bench, evaluate
 from .exceptions import BayesspecError, ReadError
-
-if TYPE_CHECKING:
-    from .model import StellarModel
+from .options import Overwrite, Seed, expand, load, say
 
 __all__ = ["app", "main"]
 
@@ -46,14 +44,6 @@ class Exposures(StrEnum):
 
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the products; made if need be.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the products of an earlier run.")]
-LARGEST_SEED = 2**32 - 1  # of numpy and Pyro
-Seed = Annotated[
-    int,
-    typer.Option(
-        min=0, max=LARGEST_SEED, help="Of everything random; the same seed gives the same products."
-    ),
-]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -195,13 +185,13 @@ def denoise(
             for row in survey:
                 counts[row.get("class", "failed")] += 1
     except Stopped as stop:
-        _say(f"stopped: {survey.done} of {survey.total} done; the same command goes on")
+        say(f"stopped: {survey.done} of {survey.total} done; the same command goes on")
         raise typer.Exit(128 + stop.number) from None
     share = survey.total if part is None else survey.share
     try:
         print_summary(survey.summary()) if survey.per_star else print_counts(counts)
     finally:
-        _say(f"{survey.done - survey.failed} of {share} denoised, products in {out}")
+        say(f"{survey.done - survey.failed} of {share} denoised, products in {out}")
     raise typer.Exit(1 if survey.failed else 0)
 
 
@@ -256,8 +246,8 @@ def demo(
     from .demo import run_demo
     from .terminal import print_classes, print_table
 
-    _say("making three noisy exposures of a real star, and denoising them")
-    outcome = run_demo(out, _load(model, "cpu"), seed=seed, overwrite=overwrite)
+    say("making three noisy exposures of a real star, and denoising them")
+    outcome = run_demo(out, load(model, "cpu"), seed=seed, overwrite=overwrite)
     star = outcome.result
     print_classes(star.classes, star.class_probabilities[0], star.warnings[0])
     print_table(
@@ -291,7 +281,7 @@ def info(
     try:
         star = read(path)
     except ReadError as error:
-        _say(str(error))
+        say(str(error))
         raise typer.Exit(1) from None
     try:
         individual = read(path, exposures="individual")
@@ -329,7 +319,7 @@ def train(
     from .training.recipe import train as run
 
     chosen = Recipe.read(recipe) if Path(recipe).is_file() else Recipe.named(recipe)
-    files = _expand(noise)
+    files = expand(noise)
     try:
         bundle = run(library, files, out, chosen, resume=not restart, progress=sys.stderr.isatty())
     except OSError as error:  # a folder that goes away in mid-run, say
@@ -337,104 +327,8 @@ def train(
     typer.echo(bundle)
 
 
-@app.command()
-def evaluate(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A shipped model, or the folder of a bundle.")
-    ],
-    library: Annotated[
-        list[Path],
-        typer.Option(metavar="TABLE", help="Table of clean spectra with classes. Repeatable."),
-    ],
-    noise: Annotated[
-        list[str],
-        typer.Option(
-            metavar="FILES", help="Full SDSS files: a folder, a file or a quoted pattern. Repeatable."
-        ),
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report; made if need be.")] = Path(
-        "evaluation"
-    ),
-    quick: Annotated[bool, typer.Option("--quick", help="A few stars of each class: minutes.")] = False,
-    sweep: Annotated[
-        int | None,
-        typer.Option(min=1, help="Stars of a class that are taken under several conditions, instead of 12."),
-    ] = None,
-    baselines: Annotated[
-        bool, typer.Option(help="Train and run the opponents too: autoencoder, PCA, wavelets.")
-    ] = True,
-    seed: Annotated[
-        int, typer.Option(min=0, max=LARGEST_SEED, help="Of the sets, the opponents and the draws.")
-    ] = 2021,
-) -> None:
-    """Benchmark a model on stars and nights that no training has seen, beside other methods.
-
-    The paper's experiments and harder ones: gaps, noise levels, sky lines, arms that do not join, visits.
-
-    A run that was stopped goes on where it was: give the same command again.
-
-    [bold]Example[/bold]: bayesspec evaluate kang2021 --library stars.fits.gz --noise epochs/ -o out/ --quick
-    """
-    from .benchmark.evaluate import evaluate as run
-
-    network = _load(model, "cpu")
-    tty = sys.stderr.isatty()
-    options: dict[str, Any] = {"quick": quick, "sweep": sweep, "baselines": baselines, "seed": seed}
-    report = run(network, library, _expand(noise), out, progress=tty, **options)
-    typer.echo(report)
-
-
-bench = typer.Typer(help="Measure how fast the engines are, beside those of others.", no_args_is_help=True)
+app.command()(evaluate)
 app.add_typer(bench, name="bench")
-
-
-@bench.command()
-def posterior(
-    files: Annotated[
-        list[Path],
-        typer.Argument(metavar="FILE", help="Spectra of one exposure: SDSS, LAMOST, text."),
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Table of all runs (ECSV).")] = Path("bench.ecsv"),
-    model: Annotated[str, typer.Option(help="A shipped model, or the folder of a bundle.")] = "kang2021",
-    draws: Annotated[int, typer.Option(min=50, help="Of each NumPyro chain.")] = 500,
-    stock_draws: Annotated[int, typer.Option(min=20, help="Of Pyro's chain; as many of warm-up.")] = 200,
-    overwrite: Overwrite = False,
-    seed: Seed = 0,
-) -> None:
-    """Effective draws per core-second of the posterior, on one density and the same spectra.
-
-    Importance sampling and NUTS of this package, Pyro's NUTS as its manual has it, and NumPyro's.
-
-    A run that was stopped goes on where it was: give the same command again.
-
-    Needs NumPyro: pip install "bayesspec-stars\\[bench]". Slow: minutes a spectrum, nearly all of them
-    Pyro's.
-
-    [bold]Example[/bold]: bayesspec bench posterior spec-*.fits -o bench.ecsv
-    """
-    from .batch import ObservationBatch
-    from .benchmark.bench import bench_posterior, ratios
-    from .io import read
-    from .terminal import print_table
-
-    if overwrite:
-        out.unlink(missing_ok=True)
-    network = _load(model, "cpu")
-    batch = ObservationBatch.from_observations([read(file) for file in files], network.grid)
-    table = bench_posterior(
-        network,
-        batch,
-        draws=draws,
-        stock_draws=stock_draws,
-        seed=seed,
-        out=out,
-        progress=sys.stderr.isatty(),
-    )
-    print_table(
-        ["importance is faster than", "median ratio", "not counting warm-up"],
-        [[other, *(f"{value:.0f}" for value in found.values())] for other, found in ratios(table).items()],
-    )
-    _say(f"{len(batch)} spectra, runs in {out}")
 
 
 class Stopped(BaseException):
@@ -473,52 +367,3 @@ def _share(text: str | None) -> tuple[int, int] | None:
     if not (k.isdecimal() and n.isdecimal()):
         raise BayesspecError(f"--part {text}: the share is K/N, such as 3/64")
     return int(k), int(n)
-
-
-@bench.command()
-def survey(
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Table of all runs (ECSV), to which rows are added.")
-    ],
-    model: Annotated[str, typer.Option(help="A shipped model, or the folder of a bundle.")] = "kang2021",
-    method: Annotated[list[str], typer.Option(help="Repeatable.")] = ["map"],  # noqa: B006
-    spectra: Annotated[list[int], typer.Option(min=1, help="How many. Repeatable.")] = [64, 512],  # noqa: B006
-    workers: Annotated[list[int], typer.Option(min=1, help="Repeatable.")] = [1, 2],  # noqa: B006
-    dask: Annotated[bool, typer.Option("--dask", help="By a local Dask cluster, too.")] = False,
-    names: Annotated[int, typer.Option(min=0, help="How fast a run of so many files begins, instead.")] = 0,
-) -> None:
-    """What runs of denoise over simulated spectra cost: time and memory, by number, workers and method.
-
-    [bold]Example[/bold]: bayesspec bench survey -o survey.ecsv --spectra 2000 --spectra 100000
-    """
-    from .benchmark.survey import bench_start, bench_survey
-    from .terminal import print_table
-
-    options: dict[str, Any] = {"methods": method, "counts": spectra, "workers": workers, "scheduler": dask}
-    table = bench_start(out, names=names, model=model) if names else bench_survey(out, model=model, **options)
-    print_table(table.colnames, [list(row) for row in table])
-
-
-def _load(model: str, device: str) -> StellarModel:
-    from .bundle import load_model
-
-    try:
-        return load_model(model, device=device)
-    except (RuntimeError, AssertionError) as error:  # how torch says that there is no such device
-        raise BayesspecError(f"device {device!r} cannot be used ({str(error).splitlines()[0]})") from error
-
-
-def _expand(patterns: list[str]) -> list[Path]:
-    files: list[Path] = []
-    for pattern in patterns:
-        folder = Path(pattern).is_dir()
-        found = sorted(glob.glob(f"{glob.escape(pattern)}/*.fits*" if folder else pattern))
-        if not found:
-            raise BayesspecError(f"--noise {pattern}: no such file, and no file is like that")
-        files += map(Path, found)
-    return files
-
-
-def _say(message: str) -> None:
-    """One line on stderr."""
-    typer.echo(message, err=True)

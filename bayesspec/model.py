@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .batch import ObservationBatch
 from .distributions import LatentPrior, NoiseFlow, RobustNoiseFlow, SharedDiscrepancy
+from .distributions.clean_spectrum import CleanSpectrum
 from .exceptions import BayesspecError
 from .grid import WavelengthGrid
 from .nn import WIDTHS, Encoder, Generator, NoiseNetwork, Passage, ResidualTerm, RobustNoiseNetwork
@@ -28,29 +29,6 @@ SCALE_WIDTH = 1.0
 
 STATED, UNSTATED = 0.15, 1.0
 """Prior standard deviation of the log of the noise level: where the pipeline states it, and where not."""
-
-
-class CleanSpectrum(NamedTuple):
-    """Clean spectra given the data and the latents: s, and of e its conditional distribution."""
-
-    s: Tensor
-    """Without e, (..., D)."""
-    e: Any
-    """What has a `mean`, a `variance` and draws, `sample()`, each (..., D); None of a model without e."""
-
-    @property
-    def mean(self) -> Tensor:
-        """(..., D)."""
-        return self.s if self.e is None else self.s + self.e.mean
-
-    @property
-    def variance(self) -> Tensor:
-        """(..., D); 0 of a model without e."""
-        return torch.zeros_like(self.s) if self.e is None else self.e.variance.expand(self.s.shape)
-
-    def sample(self) -> Tensor:
-        """One draw of each, (..., D)."""
-        return self.s if self.e is None else self.s + self.e.sample()
 
 
 class StellarModel(nn.Module):

@@ -172,9 +172,9 @@ def _stellar(app):
         if not own:
             continue
         lines += [f"### {title}", ""]
-        lines += ["| | stars | median loss, 0.1 | now | ratio | 90 % intervals contain, 0.1 | now |"]
-        lines[-1] += " the truth's noise allowed for | class right, 0.1 | now |"
-        lines += ["|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"]
+        lines += ["| | stars | median loss, 0.1 | now | ratio | class right, 0.1 | now |"]
+        lines[-1] += " 90 % intervals contain | the truth's noise allowed for |"
+        lines += ["|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
         for row in own:
             ratio = f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
             cells = [
@@ -184,7 +184,7 @@ def _stellar(app):
                 f"{row['loss']:.1e}",
                 ratio,
             ]
-            shares = ("covered_90_before", "covered_90", "measured_90", "right_before", "right")
+            shares = ("right_before", "right", "covered_90", "measured_90")
             lines.append(f"| {' | '.join(cells + [f'{row[share]:.0%}' for share in shares])} |")
         lines += ["", f"| {title}, all classes | {' | '.join(f'{q} %' for q in LEVELS)} |"]
         lines += ["|---" + "|---:" * len(LEVELS) + "|"]

@@ -19,7 +19,7 @@ FLOORS = (
     ("bayesspec.inference",),
     ("bayesspec.results",),
     ("bayesspec.inference.denoise", "bayesspec.inference.arguments"),
-    ("bayesspec.survey", "bayesspec.terminal", "bayesspec.training"),
+    ("bayesspec.survey", "bayesspec.terminal", "bayesspec.options", "bayesspec.training"),
     ("bayesspec.benchmark", "bayesspec.demo"),
     ("bayesspec.cli",),
 )

@@ -51,7 +51,7 @@ FEW = 10
 WARMUP, LESS_WARMUP = 200, 60
 """Draws that adapt a mass matrix and the step size, and with more latents the step size alone."""
 
-DRAWS, MORE_DRAWS = 600, 800
+DRAWS, MORE_DRAWS = 600, 400
 """Draws of a chain with few latents, and with more."""
 
 DEPTH, LESS_DEPTH = 10, 2
@@ -97,7 +97,7 @@ def nuts_draws(
         chains: Chains for each star.
         warmup: Draws of each chain that adapt step size and mass matrix, and are not part of the posterior;
             None: 200, and 60 with more than 10 latents.
-        draws: Draws of each chain after these; None: 600, and 800 with more than 10 latents.
+        draws: Draws of each chain after these; None: 600, and 400 with more than 10 latents.
         target_accept: Mean acceptance probability that the step size is adapted to.
         max_tree_depth: A trajectory has less than 2 ** max_tree_depth steps; None: 10, and 2 with more
             than 10 latents.

@@ -6,7 +6,7 @@ import os
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from .inputs import Input, read_list, write_list
 from .parts import need_pyarrow
 from .pool import Cluster, Here, Pool, Processes, WorkerDied, cores
 from .progress import Progress
+from .queue import Piece, Queue, runs_of
 from .work import Orders, Task
 
 __all__ = ["Survey", "denoise_survey"]
@@ -247,7 +248,7 @@ class Survey:
                 folder.root, names, stems=stems, figures=self._figures, overwrite=overwrite or going_on
             )
             todo = self._writer.resume() if going_on else range(self.total)
-            self._pieces = list(_runs_of(todo, self._size))
+            self._pieces = list(runs_of(todo, self._size))
             self.done, self.failed = self.total - len(todo), self._writer.failed
             self.share = self.total
         else:
@@ -332,8 +333,8 @@ class Survey:
         return Processes(workers) if workers else Here()
 
     def _work(self, pool: Pool, progress: Progress) -> Iterator[dict[str, Any]]:
-        queue = _Queue(self.folder.inputs, self._pieces, self.orders.together)
-        pending: dict[Future, _Piece] = {}
+        queue = Queue(self.folder.inputs, self._pieces, self.orders.together)
+        pending: dict[Future, Piece] = {}
         while queue or pending:
             while len(pending) < pool.capacity and queue:
                 piece = queue.next()
@@ -357,7 +358,7 @@ class Survey:
             progress.tick()
             pool.check()
 
-    def _task(self, piece: _Piece) -> Task:
+    def _task(self, piece: Piece) -> Task:
         folder = self.folder
         first, last = piece.first, piece.first + len(piece.inputs)
         root = folder.root.resolve()
@@ -396,50 +397,6 @@ class Survey:
             self._leave()
 
 
-@dataclass
-class _Piece:
-    first: int
-    inputs: list[Input]
-    deaths: int = 0
-    given_up: dict[int, str] = field(default_factory=dict)
-
-
-class _Queue:
-    """Pieces that are to be done, from the list on disk; those whose worker died come first."""
-
-    def __init__(self, inputs: Path, pieces: list[tuple[int, int]], together: int) -> None:
-        self._fresh = zip(pieces, read_list(inputs, pieces), strict=True)
-        self._left, self._together = len(pieces), together
-        self._again: list[_Piece] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._left or self._again)
-
-    def next(self) -> _Piece:
-        if self._again:
-            return self._again.pop()
-        self._left -= 1
-        (first, _), inputs = next(self._fresh)
-        return _Piece(first, inputs)
-
-    def again(self, piece: _Piece) -> None:
-        """Once more as it is, since workers die for many reasons; then in halves, down to the one that kills.
-
-        Halves keep to the calls of inference that the whole would have made: the numbers stay the same.
-        """
-        deaths, count = piece.deaths + 1, len(piece.inputs)
-        if deaths == 1:
-            self._again.append(replace(piece, deaths=deaths))
-        elif count == 1:
-            reason = "the worker died each time that it had this input (out of memory?); given up"
-            self._again.append(replace(piece, given_up={0: reason}, deaths=0))
-        else:
-            unit = self._together if count > self._together else 1
-            half = max(unit, count // 2 // unit * unit)
-            self._again.append(_Piece(piece.first + half, piece.inputs[half:], deaths=1))
-            self._again.append(_Piece(piece.first, piece.inputs[:half], deaths=1))
-
-
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     said = []
     for key, value in now.items():
@@ -466,18 +423,3 @@ def _has_begun(folder: Folder, before: dict[str, Any]) -> bool:
 
 def _singly(inputs: Path, total: int) -> Iterator[list[Input]]:
     return read_list(inputs, [(n, n + 1) for n in range(total)])
-
-
-def _runs_of(positions: Iterable[int], size: int) -> Iterator[tuple[int, int]]:
-    """Pieces of positions that follow each other, none longer than a batch, none across its border."""
-    begin: int | None = None
-    end = 0
-    for position in positions:
-        if begin is not None and position == end and position % size:
-            end += 1
-            continue
-        if begin is not None:
-            yield begin, end
-        begin, end = position, position + 1
-    if begin is not None:
-        yield begin, end

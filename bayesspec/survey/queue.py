@@ -1,0 +1,73 @@
+"""What a run has left to do, piece by piece, and what is done with a piece whose worker died."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from .inputs import Input, read_list
+
+__all__ = ["Piece", "Queue", "runs_of"]
+
+
+@dataclass
+class Piece:
+    """Inputs that a worker does in one go, the first of them at position `first`."""
+
+    first: int
+    inputs: list[Input]
+    deaths: int = 0
+    given_up: dict[int, str] = field(default_factory=dict)
+
+
+class Queue:
+    """Pieces that are to be done, from the list on disk; those whose worker died come first."""
+
+    def __init__(self, inputs: Path, pieces: list[tuple[int, int]], together: int) -> None:
+        self._fresh = zip(pieces, read_list(inputs, pieces), strict=True)
+        self._left, self._together = len(pieces), together
+        self._again: list[Piece] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._left or self._again)
+
+    def next(self) -> Piece:
+        """The one to do next."""
+        if self._again:
+            return self._again.pop()
+        self._left -= 1
+        (first, _), inputs = next(self._fresh)
+        return Piece(first, inputs)
+
+    def again(self, piece: Piece) -> None:
+        """Once more as it is, since workers die for many reasons; then in halves, down to the one that kills.
+
+        Halves keep to the calls of inference that the whole would have made: the numbers stay the same.
+        """
+        deaths, count = piece.deaths + 1, len(piece.inputs)
+        if deaths == 1:
+            self._again.append(replace(piece, deaths=deaths))
+        elif count == 1:
+            reason = "the worker died each time that it had this input (out of memory?); given up"
+            self._again.append(replace(piece, given_up={0: reason}, deaths=0))
+        else:
+            unit = self._together if count > self._together else 1
+            half = max(unit, count // 2 // unit * unit)
+            self._again.append(Piece(piece.first + half, piece.inputs[half:], deaths=1))
+            self._again.append(Piece(piece.first, piece.inputs[:half], deaths=1))
+
+
+def runs_of(positions: Iterable[int], size: int) -> Iterator[tuple[int, int]]:
+    """Pieces of positions that follow each other, none longer than a batch, none across its border."""
+    begin: int | None = None
+    end = 0
+    for position in positions:
+        if begin is not None and position == end and position % size:
+            end += 1
+            continue
+        if begin is not None:
+            yield begin, end
+        begin, end = position, position + 1
+    if begin is not None:
+        yield begin, end
