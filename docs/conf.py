@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 from astropy.table import Table
 
 import bayesspec
@@ -197,6 +198,24 @@ def _stellar(app):
     _write(source / "_generated" / "stellar.md", "\n".join(lines) + "\n")
 
 
+def _nuts(app):
+    """How NUTS of the default model does on unseen stars, beside importance sampling."""
+    source = Path(app.srcdir)
+    table = Table.read(source / "results" / "nuts.ecsv")
+    good = int(((table["r_hat"] < 1.01) & (table["ess"] > 400)).sum())
+    lines = [
+        f"R-hat is below 1.01 and the effective number of draws, bulk and tail, above 400 in {good} of "
+        f"{len(table)} stars. A star took {float(np.median(table['seconds'])):.0f} core-seconds (median).",
+        "",
+        "| star | R-hat | least effective draws | divergences | jumped | means differ by | widths, ratio |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in table:
+        cells = f"{row['r_hat']:.3f} | {row['ess']:.0f} | {row['divergences']} | {row['jumped']:.0%}"
+        lines.append(f"| {row['star']} | {cells} | {row['difference']:.2f} | {row['ratio']:.2f} |")
+    _write(source / "_generated" / "nuts.md", "\n".join(lines) + "\n")
+
+
 SURVEYS = {"LAMOST DR10, low resolution": 11.4e6, "DESI DR1, stars": 4e6}
 """Spectra of surveys, of whose cost the page on surveys gives an idea."""
 
@@ -275,5 +294,6 @@ def setup(app):
     app.connect("builder-inited", _results)
     app.connect("builder-inited", _changed_stars)
     app.connect("builder-inited", _stellar)
+    app.connect("builder-inited", _nuts)
     app.connect("builder-inited", _survey)
     app.connect("autodoc-process-docstring", _escape_absolute_values)
