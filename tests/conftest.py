@@ -33,9 +33,11 @@ def pytest_configure() -> None:
     """Where pytest has a process for each core, each computes on one thread, and so do its subprocesses."""
     if "PYTEST_XDIST_WORKER" in os.environ and find_spec("torch"):
         import torch
+        from threadpoolctl import threadpool_limits
 
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         torch.set_num_threads(1)
+        threadpool_limits(1)  # numpy's, which has been loaded already; scikit-learn needs this package
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,7 @@ class Page:
         while title in [name for name, _ in self.left]:
             name, section = self.left.pop(0)
             with own_state(), pyro.get_param_store().scope():
+                pyro.set_rng_seed(0)  # whatever has run before in this process
                 for block in re.findall(r"^```python\n(.*?)^```", section, flags=re.M | re.S):
                     exec(compile(block, f"{PAGE.name}, {name}", "exec"), self.names)
         return self.names

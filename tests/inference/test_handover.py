@@ -1,5 +1,7 @@
 """Laws of the hand-over: doubtful stars have NUTS's posterior, the others are left as they were."""
 
+from functools import partial
+
 import numpy as np
 
 import bayesspec
@@ -32,8 +34,10 @@ def test_the_hand_over_can_be_left_out(toy_model):
     np.testing.assert_array_equal(res.draws.z, importance_draws(toy_model, batch, draws=20, rounds=0).z)
 
 
-def test_doubtful_stars_are_drawn_by_nuts(toy_model):
+def test_doubtful_stars_are_drawn_by_nuts(toy_model, monkeypatch):
     """Twenty draws are too few for any k: the star's draws are NUTS's, thinned, and its row says so."""
+    short = partial(nuts_draws, warmup=60, draws=150)
+    monkeypatch.setattr("bayesspec.inference.handover.nuts_draws", short)
     wave = toy_model.grid.wavelength
     star = bayesspec.Observation(wave, np.ones(len(wave)), name="a", scale=1.0)
     options = {"method": "importance", "draws": 20, "rounds": 0, "handover": True}
@@ -42,7 +46,7 @@ def test_doubtful_stars_are_drawn_by_nuts(toy_model):
     assert "drawn by NUTS instead" in res.table["warnings"][0]
 
     batch = ObservationBatch.from_observations([star], toy_model.grid)
-    chains = nuts_draws(toy_model, batch)
+    chains = short(toy_model, batch)
     pooled = chains.z[0].reshape(-1, chains.z.shape[-1])
     np.testing.assert_array_equal(res.draws.z[0, 0], pooled[(np.arange(20) * len(pooled)) // 20])
     np.testing.assert_allclose(np.exp(res.draws.log_weight), 1 / 20)
