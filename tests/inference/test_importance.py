@@ -18,6 +18,7 @@ from bayesspec.inference.newton import find_modes
 from bayesspec.inference.quadrature import quadrature
 from bayesspec.inference.target import Target
 from bayesspec.runtime import seeded
+from tests.conftest import first_exposures
 
 
 def moments(model, draws):
@@ -190,9 +191,7 @@ def test_rounds_are_weighed_together(toy_stellar, toy_stellar_batch, monkeypatch
     """A star whose draws are effectively few is refined; evidence and means stay, effective draws grow."""
     import bayesspec.inference.importance as module
 
-    batch = toy_stellar_batch.select([0, 1, 2])
-    names = ("flux", "ivar", "mask", "unit_flux", "free_scale")
-    batch = batch.with_tensors(**{name: getattr(batch, name)[:, :1] for name in names})
+    batch = first_exposures(toy_stellar_batch.select([0, 1, 2]))
     once = importance_draws(toy_stellar, batch, draws=2048, starts=3, rounds=0)
     monkeypatch.setattr(module, "ENOUGH", 2.0)
     several = importance_draws(toy_stellar, batch, draws=512, starts=3, rounds=3)

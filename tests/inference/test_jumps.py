@@ -11,6 +11,7 @@ from bayesspec.inference.jumps import Jumps
 from bayesspec.inference.newton import find_modes
 from bayesspec.inference.nuts import nuts_draws
 from bayesspec.inference.target import Target
+from tests.conftest import first_exposures
 
 CHAINS = 400
 
@@ -18,7 +19,7 @@ CHAINS = 400
 @pytest.fixture(scope="module")
 def jumps(toy_stellar, toy_stellar_batch):
     """Of two stars, the second with a gap and a scale to find; 400 chains each, which ask twice."""
-    target = Target(toy_stellar, toy_stellar_batch.select([0, 1]))
+    target = Target(toy_stellar, first_exposures(toy_stellar_batch.select([0, 1])))
     pool = Pool.of(target, find_modes(toy_stellar, target.batch, starts=3))
     for seed in range(3):
         pool.draw(1024, seed)
@@ -90,7 +91,7 @@ def test_begins_are_draws_by_their_weights(jumps):
 
 def test_nuts_with_jumps_agrees_with_importance(toy_stellar, toy_stellar_batch):
     """Where there are many latents: means and widths of the core, within Monte Carlo error."""
-    batch = toy_stellar_batch.select([1])
+    batch = first_exposures(toy_stellar_batch.select([1]))
     chains = nuts_draws(toy_stellar, batch, chains=2, warmup=50, draws=150)
     weighted = importance_draws(toy_stellar, batch, draws=2048, starts=3)
     jumped = chains.sample_stats["jumped"]

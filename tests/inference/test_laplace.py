@@ -13,6 +13,7 @@ from bayesspec.inference.importance import importance_draws
 from bayesspec.inference.laplace import laplace_draws
 from bayesspec.inference.proposal import StudentMixture
 from bayesspec.results.diagnostics import Flag
+from tests.conftest import first_exposures
 
 
 def flat(draws):
@@ -54,8 +55,7 @@ def test_normal_mixture_is_its_density():
 def test_neighbours_and_order_do_not_matter(request, model):
     """A star alone has the draws that it has in a batch."""
     batch = request.getfixturevalue(f"{model}_batch" if model == "toy_stellar" else "toy_batch")
-    names = ("flux", "ivar", "mask", "unit_flux", "free_scale")
-    batch = batch.with_tensors(**{name: getattr(batch, name)[:, :1] for name in names})
+    batch = first_exposures(batch)
     network = request.getfixturevalue(model)
     rows = [2, 0]
     whole = laplace_draws(network, batch.select(rows), draws=64)

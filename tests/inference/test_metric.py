@@ -12,6 +12,7 @@ from bayesspec.distributions import RobustNoiseFlow, SharedDiscrepancy
 from bayesspec.inference.metric import information, information_by_size
 from bayesspec.inference.newton import newton_estimate
 from bayesspec.inference.target import Target
+from tests.conftest import first_exposures
 
 
 def doubled(batch):
@@ -158,9 +159,7 @@ def test_observed_metric_is_minus_the_hessian_at_a_mode(
     model.noise.log_scales = torch.nn.Parameter(torch.linspace(0.0, 1.5, components).double())
     model.noise.log_weights = torch.nn.Parameter(torch.linspace(0.0, -2.0, components).double())
     model.requires_grad_(False)
-    batch = gaussian_stellar_batch.select([0, 3])
-    names = ("flux", "ivar", "mask", "unit_flux", "free_scale")
-    batch = batch.with_tensors(**{name: getattr(batch, name)[:, :2] for name in names})
+    batch = first_exposures(gaussian_stellar_batch.select([0, 3]), 2)
     known = replace(
         batch,
         ivar=depth * batch.ivar,

@@ -13,6 +13,7 @@ from bayesspec.inference.density import log_joint
 from bayesspec.inference.map import map_estimate
 from bayesspec.inference.newton import LONGEST, _Climb, climb, find_modes, newton_estimate
 from bayesspec.inference.target import Target
+from tests.conftest import first_exposures
 
 
 @pytest.mark.parametrize("classes", ["joint", "marginal"])
@@ -47,7 +48,8 @@ def test_a_size_that_explains_nothing_does_not_run_away(toy_stellar, toy_stellar
     model = copy.deepcopy(toy_stellar)
     model.residual.spread.fill_(0.02)
     model.residual.local_spread.fill_(0.02)
-    batch = replace(toy_stellar_batch, ivar=1e6 * toy_stellar_batch.ivar)
+    batch = first_exposures(toy_stellar_batch, 2)
+    batch = replace(batch, ivar=1e6 * batch.ivar)
     target = Target(model, batch)
     theta = target.join(*(torch.randn(part.shape) for part in target.split(target.free.float())))
     state = _Climb(theta, *target.gradient(theta), target.metric(theta), torch.full((len(theta),), 1e-6))

@@ -20,27 +20,22 @@ from bayesspec.inference.target import Target
 from bayesspec.nn.residual import USUAL
 from bayesspec.results.diagnostics import PriorTail
 from bayesspec.results.summary import posterior_columns
+from tests.conftest import first_exposures
 
 OPTIONS = {"draws": 512, "starts": 3}
-
-
-def with_exposures(batch, count):
-    """The same stars with their first exposures only."""
-    names = ("flux", "ivar", "mask", "unit_flux", "free_scale")
-    return batch.with_tensors(**{name: getattr(batch, name)[:, :count] for name in names})
 
 
 @pytest.fixture(scope="module")
 def four(toy_stellar_batch):
     """Complete, with a gap, of one arm, and of two exposures; a third would only take longer."""
-    return with_exposures(toy_stellar_batch, 2)
+    return first_exposures(toy_stellar_batch, 2)
 
 
 @pytest.fixture(scope="module")
 def found(toy_stellar, four):
     """Weighted draws of the four toy stars, each by itself."""
     draws = [
-        importance_draws(toy_stellar, with_exposures(four.select([n]), 1 + n // 3), **OPTIONS)
+        importance_draws(toy_stellar, first_exposures(four.select([n]), 1 + n // 3), **OPTIONS)
         for n in range(4)
     ]
     return Draws.concatenate(draws)
@@ -103,11 +98,11 @@ def on_paper(model, star):
 
 def test_importance_is_the_posterior_on_paper(linear, gaussian_stellar_batch):
     """Mean and width of every pixel of the flux, seen or not, e included; one exposure, a gap, two."""
-    batch = with_exposures(gaussian_stellar_batch, 2)
+    batch = first_exposures(gaussian_stellar_batch, 2)
     batch = replace(batch, free_scale=torch.zeros_like(batch.free_scale), free_index=batch.free_index[:, :0])
     single = {name: getattr(batch, name).float() for name in ("flux", "ivar", "unit_flux")}
     model, seen = copy.deepcopy(linear).float(), replace(batch, **single)
-    alone = [with_exposures(seen.select([n]), 1 + n // 3) for n in range(len(seen))]
+    alone = [first_exposures(seen.select([n]), 1 + n // 3) for n in range(len(seen))]
     draws = Draws.concatenate([importance_draws(model, one, draws=1024, starts=3) for one in alone])
     assert (draws.diagnostics["pareto_k"] < 0.7).all()
     columns = posterior_columns(model, seen, draws, PriorTail(model, 0, draws=256))
@@ -216,7 +211,7 @@ def assert_same_draws(some, others):
 
 def test_seeds_reproduce(toy_stellar, four):
     """The same seed, the same draws; another seed, others."""
-    batch = with_exposures(four.select([0, 1, 2]), 1)
+    batch = first_exposures(four.select([0, 1, 2]), 1)
     first, again, other = (importance_draws(toy_stellar, batch, seed=seed, **OPTIONS) for seed in (0, 0, 1))
     np.testing.assert_array_equal(again.latents, first.latents)
     np.testing.assert_array_equal(again.log_weight, first.log_weight)

@@ -24,6 +24,7 @@ from bayesspec.inference.nuts import enumerated_log_density
 from bayesspec.inference.target import Target
 from bayesspec.inference.whiten import Whitened
 from bayesspec.runtime import seeded
+from tests.conftest import first_exposures
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +44,7 @@ def white(toy_stellar, star):
 @pytest.fixture(scope="module")
 def many(toy_stellar, toy_stellar_batch):
     """Stars of one arm and of two exposures, and their coordinates."""
-    batch = toy_stellar_batch.select([2, 3])
-    names = ("flux", "ivar", "mask", "unit_flux", "free_scale")
-    batch = batch.with_tensors(**{name: getattr(batch, name)[:, :2] for name in names})
+    batch = first_exposures(toy_stellar_batch.select([2, 3]), 2)
     return batch, Whitened.at_modes(toy_stellar, batch)
 
 
