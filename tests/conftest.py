@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +39,17 @@ def pytest_configure() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         torch.set_num_threads(1)
         threadpool_limits(1)  # numpy's, which has been loaded already; scikit-learn needs this package
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What is random without a seed of its own is the same in each run, whichever tests went before."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    if find_spec("torch"):
+        import torch
+
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
