@@ -46,13 +46,10 @@ _CPU_PIXELS, _PIXELS = 2**19, 2**24
 """Pixels of all chains in one pass."""
 
 FEW = 10
-"""Latents up to which the warm-up's draws are enough to adapt a mass matrix, and `DRAWS` draws to look at."""
+"""Latents up to which the warm-up's draws are enough to adapt a mass matrix."""
 
 WARMUP, LESS_WARMUP = 200, 60
 """Draws that adapt a mass matrix and the step size, and with more latents the step size alone."""
-
-DRAWS, MORE_DRAWS = 600, 400
-"""Draws of a chain with few latents, and with more."""
 
 DEPTH, LESS_DEPTH = 10, 2
 """Depth of a tree with few latents, and with more, where jumps go farther than three steps or a thousand."""
@@ -64,7 +61,7 @@ def nuts_draws(
     *,
     chains: int = 4,
     warmup: int | None = None,
-    draws: int | None = None,
+    draws: int = 600,
     target_accept: float = 0.8,
     max_tree_depth: int | None = None,
     budget: int = 20_000,
@@ -97,7 +94,7 @@ def nuts_draws(
         chains: Chains for each star.
         warmup: Draws of each chain that adapt step size and mass matrix, and are not part of the posterior;
             None: 200, and 60 with more than 10 latents.
-        draws: Draws of each chain after these; None: 600, and 400 with more than 10 latents.
+        draws: Draws of each chain after these.
         target_accept: Mean acceptance probability that the step size is adapted to.
         max_tree_depth: A trajectory has less than 2 ** max_tree_depth steps; None: 10, and 2 with more
             than 10 latents.
@@ -125,7 +122,6 @@ def nuts_draws(
     scan = LatentScan(model) if scan is None else scan
     few = model.lead_dim + model.residual_dim <= FEW
     warmup = (WARMUP if few else LESS_WARMUP) if warmup is None else warmup
-    draws = (DRAWS if few else MORE_DRAWS) if draws is None else draws
     if max_tree_depth is None:
         max_tree_depth = DEPTH if few else LESS_DEPTH
     pixels = batch.flux[0].numel() * chains
