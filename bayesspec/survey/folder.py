@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from bayesspec.exceptions import BayesspecError
 from bayesspec.results.products import written
 
-__all__ = ["Folder", "is_held", "read_json"]
+__all__ = ["Folder", "changes", "is_held", "read_json"]
 
 STATE = ".bayesspec"
 """Folder of what a run needs to go on: its list of inputs, its settings, the rows of finished pieces."""
@@ -124,6 +124,13 @@ class Folder:
             finally:
                 owner.unlink(missing_ok=True)
 
+    def has_begun(self, before: dict[str, Any]) -> bool:
+        """Whether a run of these settings has left anything that would have to fit what is done now."""
+        facts = [read_json(path) for path in self.state.glob("progress*.json")]
+        if before.get("per_star"):
+            return any(job and job["done"] for job in facts)
+        return self.rows.is_dir() and any(self.rows.iterdir())
+
     @contextmanager
     def set_up(self) -> Iterator[None]:
         """One job of an array at a time looks at the list of inputs."""
@@ -132,6 +139,23 @@ class Folder:
             return
         with FileLock(self.state / "set-up", timeout=SET_UP):
             yield
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """In words, what settings of a run are no longer what they were."""
+    said = []
+    for key, value in now.items():
+        if before.get(key) == value or (
+            key == "total" and before.get("inputs_sha256") == now["inputs_sha256"]
+        ):
+            continue
+        if key == "inputs_sha256":
+            said.append("the list of inputs is another")
+        elif key == "settings_sha256":
+            said.append("the model of this name is another")
+        else:
+            said.append(f"{key} was {before.get(key)!r}, now {value!r}")
+    return said
 
 
 def is_held(lock: Path) -> bool:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from .inputs import Input, read_list
 
-__all__ = ["Piece", "Queue", "runs_of"]
+__all__ = ["OpenPiece", "Queue", "runs_of"]
 
 
 @dataclass
-class Piece:
+class OpenPiece:
     """Inputs that a worker does in one go, the first of them at position `first`."""
 
     first: int
@@ -27,20 +27,20 @@ class Queue:
     def __init__(self, inputs: Path, pieces: list[tuple[int, int]], together: int) -> None:
         self._fresh = zip(pieces, read_list(inputs, pieces), strict=True)
         self._left, self._together = len(pieces), together
-        self._again: list[Piece] = []
+        self._again: list[OpenPiece] = []
 
     def __bool__(self) -> bool:
         return bool(self._left or self._again)
 
-    def next(self) -> Piece:
+    def next(self) -> OpenPiece:
         """The one to do next."""
         if self._again:
             return self._again.pop()
         self._left -= 1
         (first, _), inputs = next(self._fresh)
-        return Piece(first, inputs)
+        return OpenPiece(first, inputs)
 
-    def again(self, piece: Piece) -> None:
+    def again(self, piece: OpenPiece) -> None:
         """Once more as it is, since workers die for many reasons; then in halves, down to the one that kills.
 
         Halves keep to the calls of inference that the whole would have made: the numbers stay the same.
@@ -54,8 +54,8 @@ class Queue:
         else:
             unit = self._together if count > self._together else 1
             half = max(unit, count // 2 // unit * unit)
-            self._again.append(Piece(piece.first + half, piece.inputs[half:], deaths=1))
-            self._again.append(Piece(piece.first, piece.inputs[:half], deaths=1))
+            self._again.append(OpenPiece(piece.first + half, piece.inputs[half:], deaths=1))
+            self._again.append(OpenPiece(piece.first, piece.inputs[:half], deaths=1))
 
 
 def runs_of(positions: Iterable[int], size: int) -> Iterator[tuple[int, int]]:

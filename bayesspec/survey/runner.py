@@ -15,12 +15,12 @@ from bayesspec.inference.arguments import LARGEST_SEED, check_whole
 from bayesspec.results.products import ProductWriter
 
 from .catalogue import finished, missing, write_catalogue
-from .folder import Folder, read_json, write_json
-from .inputs import Input, read_list, write_list
+from .folder import Folder, changes, read_json, write_json
+from .inputs import read_list, write_list
 from .parts import need_pyarrow
 from .pool import Cluster, Here, Pool, Processes, WorkerDied, cores
 from .progress import Progress
-from .queue import Piece, Queue, runs_of
+from .queue import OpenPiece, Queue, runs_of
 from .work import Orders, Task
 
 __all__ = ["Survey", "denoise_survey"]
@@ -234,7 +234,7 @@ class Survey:
             )
         self._size = self.orders.batch_size if per_star else piece_size
         settings = self._settings(digest, piece_size)
-        if before and (changed := _changes(before, settings)) and _has_begun(folder, before):
+        if before and (changed := changes(before, settings)) and folder.has_begun(before):
             raise BayesspecError(
                 f"{folder.root} holds a run that was asked for something else: {'; '.join(changed)}. The "
                 "same command goes on with it; --overwrite begins anew"
@@ -242,8 +242,8 @@ class Survey:
         going_on = bool(before) and not changed
         listed.replace(folder.inputs)
         if per_star:
-            names = [given.name for (given,) in _singly(folder.inputs, self.total)]
-            stems = [given.stem for (given,) in _singly(folder.inputs, self.total)]
+            each = read_list(folder.inputs, [(n, n + 1) for n in range(self.total)])
+            names, stems = zip(*((given.name, given.stem) for (given,) in each), strict=True)
             self._writer = ProductWriter(
                 folder.root, names, stems=stems, figures=self._figures, overwrite=overwrite or going_on
             )
@@ -334,7 +334,7 @@ class Survey:
 
     def _work(self, pool: Pool, progress: Progress) -> Iterator[dict[str, Any]]:
         queue = Queue(self.folder.inputs, self._pieces, self.orders.together)
-        pending: dict[Future, Piece] = {}
+        pending: dict[Future, OpenPiece] = {}
         while queue or pending:
             while len(pending) < pool.capacity and queue:
                 piece = queue.next()
@@ -358,7 +358,7 @@ class Survey:
             progress.tick()
             pool.check()
 
-    def _task(self, piece: Piece) -> Task:
+    def _task(self, piece: OpenPiece) -> Task:
         folder = self.folder
         first, last = piece.first, piece.first + len(piece.inputs)
         root = folder.root.resolve()
@@ -395,31 +395,3 @@ class Survey:
     def __del__(self) -> None:
         with suppress(Exception):
             self._leave()
-
-
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    said = []
-    for key, value in now.items():
-        if before.get(key) == value or (
-            key == "total" and before.get("inputs_sha256") == now["inputs_sha256"]
-        ):
-            continue
-        if key == "inputs_sha256":
-            said.append("the list of inputs is another")
-        elif key == "settings_sha256":
-            said.append("the model of this name is another")
-        else:
-            said.append(f"{key} was {before.get(key)!r}, now {value!r}")
-    return said
-
-
-def _has_begun(folder: Folder, before: dict[str, Any]) -> bool:
-    """Whether a run has left anything that would have to fit what is done now."""
-    facts = [read_json(path) for path in folder.state.glob("progress*.json")]
-    if before.get("per_star"):
-        return any(job and job["done"] for job in facts)
-    return folder.rows.is_dir() and any(folder.rows.iterdir())
-
-
-def _singly(inputs: Path, total: int) -> Iterator[list[Input]]:
-    return read_list(inputs, [(n, n + 1) for n in range(total)])
