@@ -7,6 +7,7 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bayesspec.batch import ObservationBatch
 from bayesspec.model import StellarModel
@@ -138,7 +139,7 @@ def laplace_mixture(target: Target, modes: Modes, *, normal: bool = False) -> St
     return StudentMixture(*parts, math.inf if normal else DOF)
 
 
-def log_volume(target: Target, factor: torch.Tensor) -> torch.Tensor:
+def log_volume(target: Target, factor: Tensor) -> Tensor:
     """Log volume of a mode, (...), from the factors of its covariance; w is summed out of its density."""
     return factor.diagonal(dim1=-2, dim2=-1)[..., : target.core].log().sum(-1)
 
@@ -193,12 +194,8 @@ class Pool:
 
     def draw(self, count: int, seed: int) -> None:
         """Draw from the last mixture, and weigh all draws anew."""
-        theta = self.mixtures[-1].sample(count, seed, self.target.dim - self.target.core)
-        log_given = torch.zeros_like(theta[..., 0])
-        if self.given is not None:
-            core, normal = theta.tensor_split((self.target.core,), dim=-1)
-            w, log_given = self.given.draw(core, normal)
-            theta = torch.cat([core, w], dim=-1)
+        drawn = self.mixtures[-1].sample(count, seed, self.target.dim - self.target.core)
+        theta, log_given = with_w(drawn, self.target.core, self.given)
         self.theta = torch.cat([self.theta, theta])
         self.log_given = torch.cat([self.log_given, log_given.double()])
         self.log_density = torch.cat([self.log_density, self.target.log_density(theta).double()])
@@ -231,6 +228,21 @@ class Pool:
             log_evidence=np.logaddexp.reduce(self.log_ratio[n : n + 1], axis=-1) - np.log(len(self.theta)),
             diagnostics={"pareto_k": self.pareto_k[n : n + 1], "ess_bulk": effective(log_weight[None])},
         )
+
+
+def with_w(drawn: Tensor, core: int, given: GivenCore | None) -> tuple[Tensor, Tensor]:
+    """Thetas, (S, N, d), of cores and what is drawn beside them, and the log density of w, (S, N).
+
+    Arguments:
+        drawn: Cores, and standard normal numbers of which w is made, (S, N, d).
+        core: Dimensions of the core.
+        given: The scores w given the core, or None where there are none: then the density is 1.
+    """
+    if given is None:
+        return drawn, torch.zeros_like(drawn[..., 0])
+    cores, normal = drawn.tensor_split((core,), dim=-1)
+    w, log_given = given.draw(cores, normal)
+    return torch.cat([cores, w], dim=-1), log_given
 
 
 def effective(log_weight: NDArray) -> NDArray:

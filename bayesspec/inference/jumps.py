@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .importance import Pool
+from .importance import Pool, with_w
 from .proposal import StudentMixture
 
 __all__ = ["Jumps"]
@@ -51,12 +51,12 @@ class Jumps:
             self.mixture.select(self.star[[row]]).sample(count * tries, seed, further, independent=True)
             for row, seed in enumerate(seeds)
         ]
-        self.theta, normal = torch.cat(drawn, dim=1).tensor_split((pool.target.core,), dim=-1)
-        if pool.given is not None:
-            w, _ = pool.given.select(self.star).draw(self.theta, normal)
-            self.theta = torch.cat([self.theta, w], dim=-1)
+        core = pool.target.core
+        given = None if pool.given is None else pool.given.select(self.star)
+        self.theta, log_given = with_w(torch.cat(drawn, dim=1), core, given)
+        log_core = self.mixture.select(self.star).log_prob(self.theta[..., :core])
         log_density = pool.target.select(star).log_density(self.theta).double()
-        self.log_worth = (log_density - self._log_proposal(self.star, self.theta)).nan_to_num(nan=-torch.inf)
+        self.log_worth = (log_density - log_core.double() - log_given.double()).nan_to_num(nan=-torch.inf)
         level = np.stack([np.random.default_rng([seed, 1]).random(count * tries) for seed in seeds], axis=-1)
         self.log_level = torch.as_tensor(np.log(level)).to(self.log_worth)
 
@@ -84,7 +84,7 @@ class Jumps:
         at = torch.as_tensor(rows)
         first = torch.as_tensor(number) * self.tries
         worth = log_density.to(self.log_worth) - self._log_proposal(self.star[at], theta)
-        accepted = torch.zeros_like(first)
+        accepted = torch.zeros_like(worth, dtype=torch.long)
         for index in (first + k for k in range(self.tries)):
             better = self.log_level[index, at] < self.log_worth[index, at] - worth
             theta = torch.where(better[:, None], self.theta[index, at], theta)
@@ -93,7 +93,7 @@ class Jumps:
         return theta, accepted
 
     def _log_proposal(self, star: Tensor, theta: Tensor) -> Tensor:
-        """log q of thetas (..., B, d), (..., B), of chains of these stars (B,)."""
+        """log q of thetas (B, d), (B,), of chains of these stars (B,)."""
         core, w = theta.tensor_split((self.pool.target.core,), dim=-1)
         found = self.mixture.select(star).log_prob(core).double()
         if self.pool.given is None:
