@@ -60,6 +60,8 @@ class Gridded(NamedTuple):
     """The flux that 1 stands for, (E,)."""
     free_scale: NDArray[np.bool_]
     """True where the scale is to be inferred, (E,)."""
+    meta: Mapping[str, Any] = {}
+    """What else is known of the star, such as its place and its survey's numbers."""
 
 
 class Observation:
@@ -233,7 +235,7 @@ class Observation:
             )
         free = np.full(len(unit), self.scale is None) & ~mask.all(-1)
         flux, ivar = np.where(mask, 0.0, flux), np.where(mask, 0.0, ivar)
-        return Gridded(self.name, self.unit, grid, flux, ivar, mask, unit, free)
+        return Gridded(self.name, self.unit, grid, flux, ivar, mask, unit, free, self.meta)
 
     @property
     def snr(self) -> float:

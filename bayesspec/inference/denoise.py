@@ -18,6 +18,7 @@ from bayesspec.exceptions import BayesspecError, ObservationError
 from bayesspec.model import StellarModel
 from bayesspec.observation import Gridded, Observation
 from bayesspec.results.diagnostics import PriorTail
+from bayesspec.results.facts import known_facts
 from bayesspec.results.result import Result
 from bayesspec.results.star import Failure
 from bayesspec.results.summary import point_columns, posterior_columns
@@ -177,6 +178,7 @@ def denoise(
         classes=network.classes,
         names=tuple(star.name for star in usable),
         units=tuple(star.unit for star in usable),
+        facts=tuple(known_facts(star.meta) for star in usable),
         warnings=tuple(note for part in parts for note in part.pop("warnings")),
         model=network,
         draws=Draws.concatenate(draws) if draws else None,

@@ -199,13 +199,22 @@ def read_facts(
     names = {} if row is None else {name.upper(): name for name in row.array.names}
     facts: dict[str, Any] = {}
     for fact, spellings in keys.items():
-        values = [row[names[key]] for key in spellings if row is not None and key in names]
+        values = [_cell(row, names[key]) for key in spellings if key in names]
         values += [_card(header, key) for key in spellings]
         value = next((value for value in values if value is not None), None)
         if value is not None:
             value = value.item() if isinstance(value, np.generic) else value
             facts[fact] = value.strip() if isinstance(value, str) else value
     return facts
+
+
+def _cell(row: fits.FITS_record, name: str) -> Any:
+    """A number or text of a row; None if it is a vector or not legible (bytes that are not ASCII)."""
+    try:
+        value = row[name]
+    except UnicodeDecodeError:
+        return None
+    return value if np.ndim(value) == 0 else None
 
 
 def _card(header: fits.Header, key: str) -> Any:

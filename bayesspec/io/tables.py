@@ -26,7 +26,7 @@ from bayesspec.observation import Observation, printable
 
 from .arms import join_arms
 from .bits import bad_pixels
-from .columns import column_names, column_roles, filled, to_ivar, to_vacuum, with_units
+from .columns import column_names, column_roles, filled, read_facts, to_ivar, to_vacuum, with_units
 from .lamost import padding
 from .source import quiet, stem
 
@@ -34,6 +34,22 @@ __all__ = ["SpectraFile", "count_spectra", "open_spectra"]
 
 NAMES = ("NAME", "ID", "TARGETID", "OBSID", "OBJID", "SPECOBJID", "OBJECT", "STAR")
 """Columns that may say what a spectrum is called, the first that is there."""
+
+FACTS = {
+    "survey": ("SURVEY",),
+    "plate": ("PLATE", "PLATEID"),
+    "mjd": ("MJD", "LMJD"),
+    "fiber": ("FIBERID", "FIBER"),
+    "obsid": ("OBSID",),
+    "target_id": ("TARGETID",),
+    "gaia_id": ("GAIA_ID", "GAIA_SOURCE_ID", "GAIA_DR3_SOURCE_ID", "GAIA_DR2_SOURCE_ID"),
+    "class": ("CLASS",),
+    "subclass": ("SUBCLASS",),
+    "redshift": ("Z", "REDSHIFT"),
+    "ra": ("RA", "PLUG_RA", "TARGET_RA"),
+    "dec": ("DEC", "PLUG_DEC", "TARGET_DEC"),
+}
+"""What surveys say of a star, and the columns that may say it."""
 
 BLOCK = 64
 """Rows that are read together."""
@@ -148,7 +164,9 @@ class _FitsTable:
             }
             label = next((name for name in NAMES if name in map(str.upper, self._names)), None)
             name = _label(self.path, row, None if label is None else data.field(label)[k])
-            return _star(columns, units, self._shared, self._primary, name, strict)
+            star = _star(columns, units, self._shared, self._primary, name, strict)
+            star.meta |= read_facts(FACTS, data[k], fits.Header())
+            return star
 
     def close(self) -> None:
         self._file.close()
@@ -175,21 +193,24 @@ class _FitsImages:
         self.path, self._file, self._hdus, self._arms = path, file, hdus, arms
         self._wavelength = {arm: np.array(hdus[f"{arm}WAVELENGTH"].data, dtype=float) for arm in arms}
         self._targets = None
-        if "FIBERMAP" in hdus and "TARGETID" in hdus["FIBERMAP"].columns.names:
-            self._targets = np.array(hdus["FIBERMAP"].data["TARGETID"])
+        if "FIBERMAP" in hdus and len(hdus["FIBERMAP"].data) == len(self):
+            self._targets = hdus["FIBERMAP"].data
 
     def __len__(self) -> int:
         return self._hdus[f"{self._arms[0]}FLUX"].shape[0]
 
     def read(self, row: int, *, strict: bool = False) -> Observation:
         with quiet():
-            name = _label(self.path, row, None if self._targets is None else self._targets[row])
+            facts = {} if self._targets is None else read_facts(FACTS, self._targets[row], fits.Header())
+            name = _label(self.path, row, facts.get("target_id"))
             stars = [self._arm(arm, row, name, strict) for arm in self._arms]
             stars.sort(key=lambda star: star.exposures[0].wavelength[0])
-            if any(star.exposures[0].ivar is None for star in stars):
-                return stars[0] if len(stars) == 1 else Observation.from_exposures(stars, name=name)
             one = stars[0]
-            one.exposures = (reduce(join_arms, (star.exposures[0] for star in stars)),)
+            if all(star.exposures[0].ivar is not None for star in stars):
+                one.exposures = (reduce(join_arms, (star.exposures[0] for star in stars)),)
+            elif len(stars) > 1:
+                one = Observation.from_exposures(stars, name=name)
+            one.meta |= facts
             return one
 
     def close(self) -> None:
@@ -220,6 +241,8 @@ class _Parquet:
                        self._roles.items()}  # fmt: skip
         upper = {name.upper(): name for name in schema.names}
         self._label = next((upper[name] for name in NAMES if name in upper), None)
+        known = {fact: [upper[key] for key in keys if key in upper] for fact, keys in FACTS.items()}
+        self._facts = {fact: names[0] for fact, names in known.items() if names}
         meta = {key.decode().upper(): value for key, value in (schema.metadata or {}).items()}
         self._coefficients = [float(meta[key]) for key in ("COEFF0", "COEFF1") if key in meta]
         sizes = [self._file.metadata.row_group(n).num_rows for n in range(self._file.num_row_groups)]
@@ -233,8 +256,9 @@ class _Parquet:
     def read(self, row: int, *, strict: bool = False) -> Observation:
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         if group != self._group:
-            names = [*self._roles.values(), *([self._label] if self._label else [])]
-            self._group, self._rows = group, self._file.read_row_group(group, columns=names)
+            names = [*self._roles.values(), *([self._label] if self._label else []), *self._facts.values()]
+            whole = self._file.read_row_group(group, columns=list(dict.fromkeys(names)))
+            self._group, self._rows = group, whole
         k = row - int(self._starts[group])
         columns = {}
         for role, column in self._roles.items():
@@ -244,7 +268,9 @@ class _Parquet:
         if len(self._coefficients) == 2:
             shared = 10 ** (self._coefficients[0] + self._coefficients[1] * np.arange(len(columns["flux"])))
         name = _label(self.path, row, self._rows[self._label][k].as_py() if self._label else None)
-        return _star(columns, self._units, shared, fits.Header(), name, strict)
+        star = _star(columns, self._units, shared, fits.Header(), name, strict)
+        star.meta |= {fact: self._rows[column][k].as_py() for fact, column in self._facts.items()}
+        return star
 
     def close(self) -> None:
         self._file.close()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bayesspec import __version__
 from bayesspec.grid import WavelengthGrid
 
+from .facts import FACTS
 from .star import Star
 
 __all__ = ["to_hdus"]
@@ -87,6 +88,11 @@ def _cards(star: Star) -> list[tuple[str, Any, str]]:
         ),
         *((f"Z{k}", float(z), "latent") for k, z in enumerate(star.z, start=1)),
         *((key, float(row[name]), comment) for key, name, comment in _BEYOND_THE_LIBRARY if name in row),
+        *(
+            (fact.card, _ascii(row[name]) if fact.kind is str else fact.kind(row[name]), fact.comment)
+            for name, fact in FACTS.items()
+            if name in row
+        ),
         ("SCALE", float(row["scale"]), "mean |FLUX| over the grid"),
         ("NEXP", int(row["exposures"]), "exposures with an observed pixel"),
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from numbers import Real
@@ -18,6 +18,7 @@ from bayesspec.exceptions import BayesspecError
 from bayesspec.grid import Rebinned, WavelengthGrid, mean_exposure
 from bayesspec.observation import printable
 
+from .facts import fact_columns
 from .star import Failure, Star
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ Array = NDArray[np.floating[Any]]
 INTERVAL_DRAWS = 1000
 """Equally probable draws whose percentiles are the ends of an interval."""
 
-_TUPLES = "names", "units", "warnings"
+_TUPLES = "names", "units", "facts", "warnings"
 """With an entry for each star, as every array has a row for each."""
 
 
@@ -81,6 +82,7 @@ class Result:
             four such numbers is as small: z and the size h as rare; noise as large as `chi2`; a signal as
             weak; and lines and bands of its kind as weak.
         failures: Inputs that have no result.
+        facts: What the file of each star says of it, by column of the table, see `bayesspec.results.facts`.
         flags: What to look at as bits, (N,), see `bayesspec.results.diagnostics.Flag`.
         warnings: For each star, the same in words.
         model_version: Version of the bundle: the first of the hash of all that makes the model.
@@ -126,6 +128,7 @@ class Result:
     observed_fraction: Array
     outlier_score: Array
     failures: tuple[Failure, ...] = ()
+    facts: tuple[Mapping[str, Any], ...] = ()
     flags: NDArray[np.int64] | None = None
     warnings: tuple[tuple[str, ...], ...] = ()
     model_version: str = ""
@@ -142,6 +145,8 @@ class Result:
     def __post_init__(self) -> None:
         if not self.warnings:
             object.__setattr__(self, "warnings", ((),) * len(self))
+        if not self.facts:
+            object.__setattr__(self, "facts", ({},) * len(self))
         if self.flags is None:
             object.__setattr__(self, "flags", np.zeros(len(self), dtype=np.int64))
         object.__setattr__(self, "failures", tuple(Failure(*failure) for failure in self.failures))
@@ -268,16 +273,18 @@ class Result:
     def table(self) -> Table:
         """One row per star.
 
-        Columns: name; class and probability, of the best class; scale and unit, mean |flux| of the clean
-        spectrum over the grid; exposures, how many have an observed pixel; velocity_offset and ebv_excess,
-        what the star has beyond the stars of the library, with errors where there are draws; chi2,
-        outlier_score, observed_fraction, used_fraction, log_density, residual_share, see `Result`; how far
-        the draws can be trusted, see `Draws`; flags and warnings, what to look at as bits and in words.
+        Columns: name; what the file says of the star, such as ra, dec and survey_class; class and
+        probability, of the best class; scale and unit, mean |flux| of the clean spectrum over the grid;
+        exposures, how many have an observed pixel; velocity_offset and ebv_excess, what the star has beyond
+        the stars of the library, with errors where there are draws; chi2, outlier_score, observed_fraction,
+        used_fraction, log_density, residual_share, see `Result`; how far the draws can be trusted, see
+        `Draws`; flags and warnings, what to look at as bits and in words.
         """
         rows = np.arange(len(self))
         return Table(
             {
                 "name": np.array(self.names, dtype=str),
+                **fact_columns(self.facts),
                 "class": np.array(self.classes, dtype=str)[self.best_class],
                 "probability": self.class_probabilities[rows, self.best_class],
                 "scale": np.abs(self.flux).mean(-1),

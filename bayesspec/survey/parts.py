@@ -68,8 +68,8 @@ def to_part(
     columns["CLASS_PROBABILITIES"] = np.stack([star.class_probabilities for star in stars]).astype(np.float32)
     columns["Z"] = np.stack([star.z for star in stars]).astype(np.float32)
     for name in stars[0].row:
-        cells = [star.row[name] for star in stars]
-        if name != "name":
+        cells = [star.row[name] for star in stars if name in star.row]
+        if name != "name" and len(cells) == len(stars):  # what some files do not say is in the catalogue
             unit, description = about.get(name, ("", ""))
             told = _text(cells) if isinstance(cells[0], str) else np.array(cells)
             columns[name.upper()] = Column(told, unit=unit or None, description=description or None)

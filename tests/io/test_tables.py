@@ -32,6 +32,8 @@ def spectra():
 def written(kind, folder, spectra):
     loglam, flux, ivar, mask = spectra
     columns = {"ID": [f"s{n}" for n in range(ROWS)], "FLUX": flux, "IVAR": ivar, "MASK": mask}
+    facts = {"TARGET_RA": 0.5 + np.arange(ROWS), "MJD": 50_000 + np.arange(ROWS)}
+    columns |= facts
     path = folder / f"{kind}.fits"
     if kind == "header":
         Table(columns, meta={"COEFF0": loglam[0], "COEFF1": 0.0011}).write(path)
@@ -49,7 +51,7 @@ def written(kind, folder, spectra):
     elif kind == "images":
         images = {"WAVELENGTH": 10**loglam, "FLUX": flux, "IVAR": ivar, "MASK": mask.astype(np.int32)}
         hdus = [fits.ImageHDU(values, name=name) for name, values in images.items()]
-        targets = fits.table_to_hdu(Table({"TARGETID": np.arange(ROWS) + 10**12}))
+        targets = fits.table_to_hdu(Table({"TARGETID": np.arange(ROWS) + 10**12, **facts}))
         targets.name = "FIBERMAP"
         fits.HDUList([fits.PrimaryHDU(), *hdus, targets]).writeto(path)
     else:
@@ -78,6 +80,7 @@ def test_a_row_is_the_spectrum_of_that_row(kind, tmp_path, spectra):
         np.testing.assert_array_equal(found.flux, expected.flux)
         np.testing.assert_array_equal(found.ivar, expected.ivar)
         assert file.read(n).name == (str(10**12 + n) if kind == "images" else f"s{n}")
+        assert [file.read(n).meta[fact] for fact in ("ra", "mjd")] == [0.5 + n, 50_000 + n]
     file.close()
 
 

@@ -1,0 +1,88 @@
+"""What the file of a star says of it: where it is, its survey's numbers, class and redshift."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from astropy import units as u
+from astropy.table import Column, MaskedColumn
+from numpy.typing import NDArray
+
+from bayesspec.observation import printable
+
+__all__ = ["FACTS", "Fact", "fact_columns", "known_facts"]
+
+
+class Fact(NamedTuple):
+    """A column of the table: what it is made of, and how a FITS header calls it."""
+
+    key: str
+    """In the `meta` of an `Observation`."""
+    kind: type
+    card: str
+    comment: str
+    unit: u.UnitBase | None = None
+
+
+FACTS = {
+    "survey": Fact("survey", str, "SURVEY", "survey"),
+    "ra": Fact("ra", float, "RA", "[deg] right ascension", u.deg),
+    "dec": Fact("dec", float, "DEC", "[deg] declination", u.deg),
+    "plate": Fact("plate", int, "PLATE", "SDSS plate"),
+    "mjd": Fact("mjd", int, "MJD", "day of the observation"),
+    "fiber": Fact("fiber", int, "FIBERID", "fibre"),
+    "obsid": Fact("obsid", int, "OBSID", "number of the LAMOST spectrum"),
+    "target_id": Fact("target_id", int, "TARGETID", "number of the DESI target"),
+    "gaia_id": Fact("gaia_id", int, "GAIA_ID", "Gaia source"),
+    "survey_class": Fact("class", str, "SVYCLASS", "class, by the survey"),
+    "survey_subclass": Fact("subclass", str, "SVYSUBCL", "subclass, by the survey"),
+    "survey_redshift": Fact("redshift", float, "SVYZ", "redshift, by the survey"),
+}
+"""Columns of facts, in their order."""
+
+
+def known_facts(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts among what is known of a star, by column; without those of no use, such as an empty text.
+
+    Example:
+        >>> known_facts({"ra": 10.5, "class": "STAR", "plate": "?", "exposures": ("coadd",)})
+        {'ra': 10.5, 'survey_class': 'STAR'}
+    """
+    found: dict[str, Any] = {}
+    for name, fact in FACTS.items():
+        value = meta.get(fact.key)
+        if value is None or np.ndim(value) or isinstance(value, bool | np.bool_):
+            continue
+        if fact.kind is str:
+            value = printable(str(value)).strip()
+            if value:
+                found[name] = value
+            continue
+        try:
+            number = fact.kind(value)
+        except (TypeError, ValueError, OverflowError):
+            continue
+        if np.isfinite(float(number)) and abs(number) < 2**63:
+            found[name] = number
+    return found
+
+
+def fact_columns(stars: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
+    """Columns of the facts that at least one of N stars has; masked where a star has none.
+
+    Arguments:
+        stars: The facts of each, see `known_facts`.
+    """
+    columns: dict[str, Column] = {}
+    for name, fact in FACTS.items():
+        lacking = [name not in facts for facts in stars]
+        if all(lacking):
+            continue
+        values: NDArray[Any] = np.array([facts.get(name, fact.kind()) for facts in stars], dtype=fact.kind)
+        about = {"unit": fact.unit, "description": fact.comment}
+        columns[name] = (
+            MaskedColumn(values, mask=lacking, **about) if any(lacking) else Column(values, **about)
+        )
+    return columns
