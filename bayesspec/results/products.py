@@ -240,12 +240,13 @@ def write_star(star: Star, folder: Path, stem: str, *, figures: bool = False) ->
 
 
 def star_row(star: Star) -> dict[str, Any]:
-    """What is known of one star, number by number: all of `Result.table`, class probabilities, latents."""
+    """What is known of one star, number by number: all of its tables, class probabilities, latents."""
     probabilities = zip(star.classes, star.class_probabilities, strict=True)
     return {
         "status": "ok",
         "reason": "",
         **{name: value for name, value in star.row.items() if name != "name"},
+        **star.lines,
         "snr": star.snr,
         "warnings": printable(star.row["warnings"]),
         **{f"p_{name}": float(p) for name, p in probabilities},

@@ -42,6 +42,9 @@ Array = NDArray[np.floating[Any]]
 INTERVAL_DRAWS = 1000
 """Equally probable draws whose percentiles are the ends of an interval."""
 
+LINE_DRAWS = 100
+"""Equally probable draws that give the standard deviations of equivalent widths."""
+
 _TUPLES = "names", "units", "facts", "warnings"
 """With an entry for each star, as every array has a row for each."""
 
@@ -315,10 +318,29 @@ class Result:
                 columns[f"{name}_err"] = Column(self.passage_std[:, k], unit=unit)
         return columns
 
+    def equivalent_widths(self) -> Table:
+        """Equivalent widths of strong lines in the star's rest frame, Angstrom, positive in absorption.
+
+        One row per star: name, and for each of `bayesspec.results.lines.LINES` a column such as ew_h_alpha,
+        with its posterior standard deviation in ew_h_alpha_err. For `map`, which has none, a line is measured
+        only where nine tenths of it and of its continuum were observed. Masked where it cannot be measured.
+        """
+        from .lines import line_columns
+
+        known = self.draws is not None
+        spectra = [self.flux_draws(LINE_DRAWS, i) if known else self.flux[[i]] for i in range(len(self))]
+        seen = np.ones_like(self.observed.mask) if known else ~self.observed.mask
+        velocity = np.zeros(len(self))
+        if self.passage is not None and self.passage.shape[-1]:
+            velocity = self.passage[:, 0]
+        columns = line_columns(self.grid, spectra, seen, velocity)
+        return Table({"name": np.array(self.names, dtype=str), **columns}, masked=True)
+
     def star(self, i: SupportsIndex = 0) -> Star:
         """Star i as plain arrays in the unit of its input: what files and figures hold."""
         one = self[i]
         table, seen = one.table, (~one.observed_mask[0]).any(-1)
+        widths = one.equivalent_widths()
         return Star(
             name=one.names[0],
             unit=one.units[0],
@@ -331,6 +353,7 @@ class Result:
             classes=self.classes,
             class_probabilities=one.class_probabilities[0],
             row=dict(zip(table.colnames, table[0], strict=True)),
+            lines={name: float(widths[name][0]) for name in widths.colnames[1:] if not widths.mask[name][0]},
             warnings=one.warnings[0],
             method=self.method,
             model_name=self.model_name,

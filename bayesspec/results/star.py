@@ -40,6 +40,7 @@ class Star:
         classes: Names of the K classes.
         class_probabilities: (K,).
         row: The star's row of `Result.table`, by column.
+        lines: Its row of `Result.equivalent_widths`, by column, without the name and what is masked.
         warnings: What to look at.
         method: Name of the inference method.
         model_name: Name of the model's bundle.
@@ -57,6 +58,7 @@ class Star:
     classes: tuple[str, ...]
     class_probabilities: Array
     row: dict[str, Any]
+    lines: dict[str, float]
     warnings: tuple[str, ...]
     method: str
     model_name: str

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from bayesspec.results.lines import LINES, equivalent_width
 from bayesspec.results.result import Result
 from bayesspec.training.library import CLASSES
 from bayesspec.training.simulation import NoisyStars
 
 from .coverage import interval_coverage, pixel_coverage
 from .der_snr import der_snr
-from .lines import LINES, equivalent_width
 from .losses import clean_variance, squared_loss
 
 __all__ = ["Scores", "class_scores", "input_scores", "interval_scores", "spectrum_scores"]

@@ -20,9 +20,9 @@ from bayesspec.benchmark.measures.compare import (
     wins,
 )
 from bayesspec.benchmark.measures.coverage import LEVELS
-from bayesspec.benchmark.measures.lines import LINES
 from bayesspec.benchmark.run import INPUT, Scored
 from bayesspec.observation import FULL_COVERAGE
+from bayesspec.results.lines import LINES
 from bayesspec.training.library import CLASSES
 from bayesspec.training.simulation import PAPER_SIZE
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from bayesspec.benchmark.measures.compare import accuracy, confusion, log_score, mean, median, share, wins
 from bayesspec.benchmark.measures.coverage import LEVELS, interval_coverage
 from bayesspec.benchmark.measures.der_snr import der_snr
-from bayesspec.benchmark.measures.lines import LINES, equivalent_width
 from bayesspec.benchmark.measures.losses import clean_variance, squared_loss
 from bayesspec.grid import WavelengthGrid
+from bayesspec.results.lines import LINES, equivalent_width
 
 GRID = WavelengthGrid()
 NOTHING = np.zeros(GRID.size, bool)

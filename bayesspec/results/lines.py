@@ -1,0 +1,140 @@
+"""Equivalent widths of strong lines, in the rest frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from astropy import constants
+from astropy import units as u
+from astropy.table import MaskedColumn
+from numpy.typing import NDArray
+
+from bayesspec.grid import WavelengthGrid
+
+__all__ = ["LINES", "Line", "equivalent_width", "line_columns"]
+
+OBSERVED = 0.9
+"""Share of a line and its continuum that has to be observed."""
+
+_SPEED_OF_LIGHT = constants.c.to_value("km/s")
+
+Band = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Where a line is, and where its continuum: bands in vacuum Angstrom.
+
+    Arguments:
+        feature: Bands that are integrated.
+        blue: Continuum on the blue side.
+        red: Continuum on the red side.
+    """
+
+    feature: tuple[Band, ...]
+    blue: Band
+    red: Band
+
+
+LINES = {
+    "H alpha": Line(((6549.8, 6579.8),), (6421.8, 6456.8), (6601.8, 6641.8)),
+    "H delta": Line(((4084.7, 4123.4),), (4042.7, 4082.7), (4129.7, 4162.2)),
+    "H gamma": Line(((4321.0, 4364.7),), (4284.7, 4321.0), (4368.5, 4421.0)),
+    "H beta": Line(((4849.2, 4878.0),), (4829.2, 4849.2), (4878.0, 4893.0)),
+    "Ca II triplet": Line(
+        ((8486.3, 8515.3), (8524.3, 8564.3), (8644.4, 8684.4)), (8476.3, 8486.3), (8702.4, 8727.4)
+    ),
+    "Mg b": Line(((5161.6, 5194.1),), (5144.1, 5162.8), (5192.8, 5207.8)),
+    "Na D": Line(((5878.5, 5911.0),), (5862.2, 5877.3), (5923.7, 5949.7)),
+    "TiO": Line(((6191.3, 6273.8),), (6068.3, 6143.3), (6374.4, 6416.9)),
+}
+"""Lick's bands (Worthey et al. 1994, ApJS 94, 687; TiO is its TiO2; H gamma and H delta are the wide ones of
+Worthey & Ottaviani 1997, ApJS 111, 377), for Ca II those of Cenarro et al. 2001 (MNRAS 326, 959), and for
+H alpha bands as wide on either side; from air to vacuum."""
+
+
+def equivalent_width(
+    grid: WavelengthGrid, flux: NDArray, mask: NDArray, line: Line, velocity: float = 0.0
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Equivalent width of a line, positive in absorption, Angstrom, and where it can be measured, (...,).
+
+    The continuum is the straight line through the mean fluxes of the two sides, as Lick's indices have it. It
+    cannot be measured where a pixel of its bands is missing or the continuum is not positive, nor on pixels
+    wider than a band; 0 is given.
+
+    Arguments:
+        grid: Wavelength grid.
+        flux: (..., D), any unit: the width does not depend on it.
+        mask: True = bad, (..., D).
+        line: One of `LINES`.
+        velocity: Of the star, km/s: the bands move with it, and the width is that at rest.
+
+    Example:
+        >>> grid = WavelengthGrid()
+        >>> spectrum = 2 - np.exp(-0.5 * ((grid.wavelength - 6564.6) / 4) ** 2)
+        >>> width, measured = equivalent_width(grid, spectrum, spectrum < -9, LINES["H alpha"])
+        >>> round(float(width), 1), bool(measured)  # half of the continuum deep: 0.5 * 4 * sqrt(2 pi)
+        (5.0, True)
+    """
+    doppler = 1 + velocity / _SPEED_OF_LIGHT
+    edges, wavelength = grid.edges / doppler, grid.wavelength / doppler
+    length = np.diff(edges)
+
+    def share(bands: tuple[Band, ...]) -> NDArray[np.float64]:
+        """Length of each pixel that is inside, (D,)."""
+        inside = [np.minimum(edges[1:], high) - np.maximum(edges[:-1], low) for low, high in bands]
+        return sum(np.clip(part, 0, length) for part in inside)
+
+    feature, sides = share(line.feature), [share((band,)) for band in (line.blue, line.red)]
+    narrow = [b - a for a, b in (line.blue, line.red)]
+    beyond = any(part.sum() < 0.9 * wide for part, wide in zip(sides, narrow, strict=True))
+    if beyond or length[sides[0] + sides[1] > 0].max() > min(narrow):
+        nowhere = np.zeros(np.shape(flux)[:-1])
+        return nowhere, nowhere.astype(bool)
+
+    seen = ~np.asarray(mask, dtype=bool)
+    flux = np.where(seen, flux, 0.0).astype(float)
+    used = (feature > 0) | (sides[0] > 0) | (sides[1] > 0)
+    level = [flux @ part / part.sum() for part in sides]
+    centre = [(wavelength @ part) / part.sum() for part in sides]
+    slope = (level[1] - level[0]) / (centre[1] - centre[0])
+    continuum = level[0][..., None] + slope[..., None] * (wavelength - centre[0])
+
+    measured = np.all((seen | ~used) & (np.where(feature > 0, continuum, 1.0) > 0), -1)
+    safe = np.where(measured[..., None] & (feature > 0), continuum, 1.0)
+    width = ((1 - np.where(feature > 0, flux, 1.0) / safe) * feature).sum(-1)
+    return np.where(measured, width, 0.0), measured
+
+
+def line_columns(
+    grid: WavelengthGrid, spectra: Sequence[NDArray], seen: NDArray[np.bool_], velocity: NDArray
+) -> dict[str, MaskedColumn]:
+    """A column for each line, such as ew_h_alpha, and where there are draws their standard deviations.
+
+    Arguments:
+        grid: Wavelength grid.
+        spectra: Of each of N stars the clean spectrum, (1, D), or draws of it, (S, D).
+        seen: Where it may be measured, (N, D); masked where that is less than `OBSERVED` of a line.
+        velocity: Of each star, km/s.
+    """
+    columns: dict[str, MaskedColumn] = {}
+    drawn = any(len(one) > 1 for one in spectra)
+    nothing = np.zeros(grid.size, dtype=bool)
+    for name, line in LINES.items():
+        column = f"ew_{name.lower().replace(' ', '_')}"
+        mean, std = np.zeros((2, len(spectra)))
+        lacking = np.ones(len(spectra), dtype=bool)
+        for i, (one, v) in enumerate(zip(spectra, velocity, strict=True)):
+            rest = grid.wavelength / (1 + v / _SPEED_OF_LIGHT)
+            whole = (rest > line.blue[0]) & (rest < line.red[1])
+            width, measured = equivalent_width(grid, one, nothing, line, float(v))
+            if measured.all() and seen[i, whole].mean() >= OBSERVED:
+                mean[i], std[i], lacking[i] = width.mean(), width.std(), False
+        about = {"unit": u.AA, "description": f"equivalent width of {name}, at rest"}
+        columns[column] = MaskedColumn(mean, mask=lacking, **about)
+        if drawn:
+            about["description"] = f"standard deviation of {column}"
+            columns[f"{column}_err"] = MaskedColumn(std, mask=lacking, **about)
+    return columns
