@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from astropy import units as u
-from astropy.table import Column, MaskedColumn
-from numpy.typing import NDArray
 
 from bayesspec.observation import printable
 
-__all__ = ["FACTS", "Fact", "fact_columns", "known_facts"]
+__all__ = ["FACTS", "Fact", "known_facts"]
 
 
 class Fact(NamedTuple):
@@ -67,22 +65,3 @@ def known_facts(meta: Mapping[str, Any]) -> dict[str, Any]:
         if np.isfinite(float(number)) and abs(number) < 2**63:
             found[name] = number
     return found
-
-
-def fact_columns(stars: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
-    """Columns of the facts that at least one of N stars has; masked where a star has none.
-
-    Arguments:
-        stars: The facts of each, see `known_facts`.
-    """
-    columns: dict[str, Column] = {}
-    for name, fact in FACTS.items():
-        lacking = [name not in facts for facts in stars]
-        if all(lacking):
-            continue
-        values: NDArray[Any] = np.array([facts.get(name, fact.kind()) for facts in stars], dtype=fact.kind)
-        about = {"unit": fact.unit, "description": fact.comment}
-        columns[name] = (
-            MaskedColumn(values, mask=lacking, **about) if any(lacking) else Column(values, **about)
-        )
-    return columns

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from astropy import constants
-from astropy import units as u
-from astropy.table import MaskedColumn
 from numpy.typing import NDArray
 
 from bayesspec.grid import WavelengthGrid
 
-__all__ = ["LINES", "Line", "equivalent_width", "line_columns"]
+__all__ = ["LINES", "Line", "equivalent_width"]
 
-OBSERVED = 0.9
-"""Share of a line and its continuum that has to be observed."""
-
-_SPEED_OF_LIGHT = constants.c.to_value("km/s")
+SPEED_OF_LIGHT = constants.c.to_value("km/s")
 
 Band = tuple[float, float]
 
@@ -78,7 +72,7 @@ def equivalent_width(
         >>> round(float(width), 1), bool(measured)  # half of the continuum deep: 0.5 * 4 * sqrt(2 pi)
         (5.0, True)
     """
-    doppler = 1 + velocity / _SPEED_OF_LIGHT
+    doppler = 1 + velocity / SPEED_OF_LIGHT
     edges, wavelength = grid.edges / doppler, grid.wavelength / doppler
     length = np.diff(edges)
 
@@ -106,35 +100,3 @@ def equivalent_width(
     safe = np.where(measured[..., None] & (feature > 0), continuum, 1.0)
     width = ((1 - np.where(feature > 0, flux, 1.0) / safe) * feature).sum(-1)
     return np.where(measured, width, 0.0), measured
-
-
-def line_columns(
-    grid: WavelengthGrid, spectra: Sequence[NDArray], seen: NDArray[np.bool_], velocity: NDArray
-) -> dict[str, MaskedColumn]:
-    """A column for each line, such as ew_h_alpha, and where there are draws their standard deviations.
-
-    Arguments:
-        grid: Wavelength grid.
-        spectra: Of each of N stars the clean spectrum, (1, D), or draws of it, (S, D).
-        seen: Where it may be measured, (N, D); masked where that is less than `OBSERVED` of a line.
-        velocity: Of each star, km/s.
-    """
-    columns: dict[str, MaskedColumn] = {}
-    drawn = any(len(one) > 1 for one in spectra)
-    nothing = np.zeros(grid.size, dtype=bool)
-    for name, line in LINES.items():
-        column = f"ew_{name.lower().replace(' ', '_')}"
-        mean, std = np.zeros((2, len(spectra)))
-        lacking = np.ones(len(spectra), dtype=bool)
-        for i, (one, v) in enumerate(zip(spectra, velocity, strict=True)):
-            rest = grid.wavelength / (1 + v / _SPEED_OF_LIGHT)
-            whole = (rest > line.blue[0]) & (rest < line.red[1])
-            width, measured = equivalent_width(grid, one, nothing, line, float(v))
-            if measured.all() and seen[i, whole].mean() >= OBSERVED:
-                mean[i], std[i], lacking[i] = width.mean(), width.std(), False
-        about = {"unit": u.AA, "description": f"equivalent width of {name}, at rest"}
-        columns[column] = MaskedColumn(mean, mask=lacking, **about)
-        if drawn:
-            about["description"] = f"standard deviation of {column}"
-            columns[f"{column}_err"] = MaskedColumn(std, mask=lacking, **about)
-    return columns

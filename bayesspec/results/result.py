@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from astropy import units as u
-from astropy.table import Column, Table
+from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 
 from bayesspec.exceptions import BayesspecError
 from bayesspec.grid import Rebinned, WavelengthGrid, mean_exposure
 from bayesspec.observation import printable
 
-from .facts import fact_columns
 from .star import Failure, Star
 
 if TYPE_CHECKING:
@@ -283,6 +282,8 @@ class Result:
         used_fraction, log_density, residual_share, see `Result`; how far the draws can be trusted, see
         `Draws`; flags and warnings, what to look at as bits and in words.
         """
+        from .table import fact_columns, passage_columns
+
         rows = np.arange(len(self))
         return Table(
             {
@@ -298,7 +299,7 @@ class Result:
                 "observed_fraction": self.observed_fraction,
                 "used_fraction": self.used_fraction,
                 "log_density": self.log_density,
-                **self._passage_columns(),
+                **passage_columns(self.passage, self.passage_std),
                 **({} if self.residual_share is None else {"residual_share": self.residual_share}),
                 **({} if self.draws is None else self.draws.diagnostics),
                 "flags": self.flags,
@@ -307,17 +308,6 @@ class Result:
             meta={"method": self.method, "model": self.model_name},
         )
 
-    def _passage_columns(self) -> dict[str, Column]:
-        """Velocity and reddening beyond those of the library's stars, and their errors."""
-        if self.passage is None or not self.passage.shape[-1]:
-            return {}
-        columns = {}
-        for k, (name, unit) in enumerate((("velocity_offset", u.km / u.s), ("ebv_excess", u.mag))):
-            columns[name] = Column(self.passage[:, k], unit=unit)
-            if self.passage_std is not None:
-                columns[f"{name}_err"] = Column(self.passage_std[:, k], unit=unit)
-        return columns
-
     def equivalent_widths(self) -> Table:
         """Equivalent widths of strong lines in the star's rest frame, Angstrom, positive in absorption.
 
@@ -325,15 +315,17 @@ class Result:
         with its posterior standard deviation in ew_h_alpha_err. For `map`, which has none, a line is measured
         only where nine tenths of it and of its continuum were observed. Masked where it cannot be measured.
         """
-        from .lines import line_columns
+        from .table import line_columns
 
-        known = self.draws is not None
-        spectra = [self.flux_draws(LINE_DRAWS, i) if known else self.flux[[i]] for i in range(len(self))]
-        seen = np.ones_like(self.observed.mask) if known else ~self.observed.mask
-        velocity = np.zeros(len(self))
+        draws: list[Array] = [self.flux[[i]] for i in range(len(self))]
+        seen = ~self.observed.mask
+        if self.draws is not None:
+            draws = [self.flux_draws(LINE_DRAWS, i) for i in range(len(self))]
+            seen = np.ones_like(seen)
+        velocity: Array = np.zeros(len(self))
         if self.passage is not None and self.passage.shape[-1]:
             velocity = self.passage[:, 0]
-        columns = line_columns(self.grid, spectra, seen, velocity)
+        columns = line_columns(self.grid, draws, seen, velocity)
         return Table({"name": np.array(self.names, dtype=str), **columns}, masked=True)
 
     def star(self, i: SupportsIndex = 0) -> Star:

@@ -8,7 +8,8 @@ from astropy.io import fits
 from astropy.table import Table
 
 from bayesspec import Observation, denoise, denoise_survey
-from bayesspec.results.facts import FACTS, fact_columns, known_facts
+from bayesspec.results.facts import FACTS, known_facts
+from bayesspec.results.table import fact_columns
 
 TOLD = {
     "survey": "SDSS",

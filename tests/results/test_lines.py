@@ -7,7 +7,8 @@ import pytest
 from astropy.table import Table
 
 from bayesspec import WavelengthGrid, denoise
-from bayesspec.results.lines import LINES, equivalent_width, line_columns
+from bayesspec.results.lines import LINES, equivalent_width
+from bayesspec.results.table import line_columns
 
 GRID = WavelengthGrid()
 
