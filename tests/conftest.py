@@ -340,3 +340,14 @@ def no_hits(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "LOG_HIT", -math.inf)
         monkeypatch.setattr(module, "LOG_USUAL", 0.0)
     monkeypatch.setattr(noise_flow, "HIT_SHARE", 0.0)
+
+
+@pytest.fixture
+def many_hits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise flows with one hit in two pixels, hardly wider than the usual noise: whatever is wrong shows."""
+    from bayesspec.distributions import noise_flow, pixel_mixture, robust_flow, spectrum_noise
+
+    values = {"HIT_SHARE": 0.5, "LOG_HIT": -math.log(2), "LOG_USUAL": -math.log(2), "HIT_WIDTH": 1.5}
+    for module in (noise_flow, pixel_mixture, robust_flow, spectrum_noise):
+        for name in values.keys() & vars(module).keys():
+            monkeypatch.setattr(module, name, values[name])

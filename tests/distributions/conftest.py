@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from scipy.stats import kstest
+from torch import Tensor
 
 from bayesspec.nn import NoiseNetwork, RobustNoiseNetwork
 
@@ -16,6 +18,15 @@ def seeded() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(20210169)
         yield
+
+
+@pytest.fixture
+def p_value() -> Callable[[Tensor, str], float]:
+    """How probable it is that numbers of a distribution, by its name in scipy, are as far from it.
+
+    Pyro's own goodness of fit is of no use: its p-value of a chi square of some hundred is 1.
+    """
+    return lambda numbers, name: float(kstest(numbers.detach().flatten().double().numpy(), name).pvalue)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.distributions.testing.gof import exp_goodness_of_fit
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
@@ -268,7 +267,7 @@ def test_integrates_to_one(planar: dist.TorchDistribution) -> None:
     torch.testing.assert_close(mass.item(), 1.0, rtol=1e-4, atol=0.0)
 
 
-def test_samples_follow_density(planar: dist.TorchDistribution) -> None:
+def test_samples_follow_density(planar: dist.TorchDistribution, p_value: Callable) -> None:
     """Around a tenth of the samples the others are as dense as the density says; it is no accident.
 
     The discs about them that are empty of the others have areas that are exponentially distributed.
@@ -276,7 +275,7 @@ def test_samples_follow_density(planar: dist.TorchDistribution) -> None:
     some, others = planar.sample((50_000,)).split([5_000, 45_000])
     distance, _ = cKDTree(others.flatten(1)).query(some.flatten(1))
     area = math.pi * torch.from_numpy(distance).square()
-    assert exp_goodness_of_fit(len(others) * planar.log_prob(some).exp() * area) > 1e-4
+    assert p_value(len(others) * planar.log_prob(some).exp() * area, "expon") > 1e-4
 
 
 def test_permutation(case: Case) -> None:
@@ -309,7 +308,7 @@ def test_seed(case: Case) -> None:
 
 
 def test_values_are_validated(case: Case) -> None:
-    """A value of the wrong shape or with a NaN is refused."""
+    """A value of the wrong shape or with a NaN is refused, by an expanded distribution, too."""
     d = case.build()
     value = d.sample()
     with pytest.raises(ValueError, match=r"value|event_shape"):
@@ -317,8 +316,9 @@ def test_values_are_validated(case: Case) -> None:
     with pytest.raises(ValueError, match=r"[Vv]alue"):
         d.log_prob(value[:, [0, 1]])
     value[0, 0, 1] = torch.nan
-    with pytest.raises(ValueError, match=r"[Vv]alue"):
-        d.log_prob(value)
+    for one in (d, d.expand((5, *d.batch_shape))):
+        with pytest.raises(ValueError, match=r"[Vv]alue"):
+            one.log_prob(value)
 
 
 def test_plates(case: Case) -> None:

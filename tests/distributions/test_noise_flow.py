@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from pyro.distributions.testing.gof import unif01_goodness_of_fit
 from torch import Tensor
 
 from bayesspec.distributions import NoiseFlow
+from bayesspec.distributions.spectrum_noise import HIT_WIDTH
 from bayesspec.nn.noise import ALPHA_MAX, NoiseNetwork
 
 F64 = torch.float64
@@ -93,16 +93,22 @@ def test_linear_flow_is_multivariate_normal() -> None:
     torch.testing.assert_close(whitened.cov(), torch.eye(D, dtype=F64), rtol=0.0, atol=0.05)
 
 
-def test_sampler_inverts_density(flow: NoiseFlow) -> None:
+def test_sampler_inverts_density(flow: NoiseFlow, p_value: Callable) -> None:
     """Whitened noise of samples is standard normal, and uncorrelated along and across pixels."""
     xi = flow.xi(flow.residual(flow.sample((2000,)))).flatten(0, 1)
 
     for pixel in xi.T:
-        assert unif01_goodness_of_fit(torch.special.ndtr(pixel)) > 1e-4
+        assert p_value(pixel, "norm") > 1e-4
     correlation = xi.T.corrcoef() - torch.eye(D, dtype=F64)
     assert correlation.abs().max() < 4.5 / len(xi) ** 0.5
     squares = xi.square().T.corrcoef() - torch.eye(D, dtype=F64)  # widths too are independent
     assert squares.abs().max() < 6 / len(xi) ** 0.5
+
+
+@pytest.mark.usefixtures("many_hits")
+def test_hits_are_drawn_as_the_density_has_them(flow: NoiseFlow, p_value: Callable) -> None:
+    """Whitened by their own distribution function, samples with many hits are standard normal, too."""
+    assert p_value(flow.whiten(flow.sample((500,))), "norm") > 1e-4
 
 
 def test_scale_is_a_change_of_variables(flow: NoiseFlow) -> None:
@@ -116,6 +122,19 @@ def test_scale_is_a_change_of_variables(flow: NoiseFlow) -> None:
     one = unit.sample()
     torch.manual_seed(1)
     torch.testing.assert_close(flow.sample(), flow.scale[:, None] * one)
+
+
+@pytest.mark.parametrize("away", [0.5, 3.0, 100.0])
+def test_precision_is_the_slope(flow: NoiseFlow, away: float) -> None:
+    """A term's slope by its own residual is -precision (r - mean), but for the little that a hit pulls."""
+    y = flow.sample()
+    mean, alpha = flow.network(flow.residual(y))
+    y[:, -1] = flow.scale * (flow.loc + mean + away * alpha.exp())[:, -1]  # it has no part in other terms
+    (slope,) = torch.autograd.grad(flow.log_prob(y.requires_grad_()).sum(), y)
+    precision, residual = flow.precision(y)[:, -1], away * alpha[:, -1].exp()
+    pull = -flow.scale * slope[:, -1] - precision * residual
+    most = 2 * residual / (HIT_WIDTH * alpha[:, -1].exp()).square()
+    assert ((pull > -1e-9) & (pull < most)).all()
 
 
 def test_all_observed(flow: NoiseFlow) -> None:
