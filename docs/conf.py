@@ -229,22 +229,25 @@ def _survey(app):
     start = [run for run in runs if run["by"] == "start-up"]
     work = [run for run in runs if run["by"] != "start-up"]
     lines = [
-        f"Processor time counts all processes, with their start; peak memory is that of the largest. The "
-        f"machine had {runs['cores'][0]} cores and other work to do (load {min(runs['load']):.0f} to "
-        f"{max(runs['load']):.0f}), so its wall clock says little. Spectra are simulated; "
-        "toy128 is a model of 128 pixels with random weights, which shows what the runner itself costs.",
+        f"One machine of {runs['cores'][0]} cores, otherwise idle but where the load before the run says so. "
+        "Processor time counts all processes, with their start; peak memory is that of the largest. Spectra "
+        "are simulated; toy128 is a model of 128 pixels with random weights, which shows what the runner "
+        "itself costs.",
+        "",
+        *_survey_ratios(work),
         "",
     ]
     if work:
         lines += [
             "| model | method | spectra | workers | by | wall clock, s | processor, s | spectra a core-s "
-            "| peak memory, MiB |",
-            "|---|---|---:|---:|---|---:|---:|---:|---:|",
+            "| peak memory, MiB | load before |",
+            "|---|---|---:|---:|---|---:|---:|---:|---:|---:|",
         ]
     for run in work:
         facts = [str(run[name]) for name in ("model", "method", "spectra", "workers", "by")]
         rate = run["spectra"] / run["processor"]
-        numbers = [f"{run['seconds']:.0f}", f"{run['processor']:.0f}", f"{rate:.1f}", str(run["peak_memory"])]
+        numbers = [f"{run['seconds']:.0f}", f"{run['processor']:.0f}", f"{rate:.1f}"]
+        numbers += [str(run["peak_memory"]), f"{run['load']:.1f}"]
         lines.append(f"| {' | '.join(facts + numbers)} |")
     lines += [
         "",
@@ -271,6 +274,36 @@ def _survey(app):
     for row in Table.read(source / "results" / "survey-kills.ecsv"):
         lines.append(f"| {row['what']} | {row['kills']} | {row['other_bytes']} |")
     _write(source / "_generated" / "survey.md", "\n".join(lines) + "\n")
+
+
+def _survey_ratios(runs):
+    """What a second worker, Dask, and fifty times as many spectra change: each pair that was measured."""
+
+    def pairs(name, first, second):
+        same = [key for key in ("model", "method", "spectra", "workers", "by") if key != name]
+        for a in runs:
+            for b in runs:
+                if (a[name], b[name]) == (first, second) and all(a[key] == b[key] for key in same):
+                    yield a, b
+
+    lines = [
+        f"* Two workers are {one['seconds'] / two['seconds']:.2f} times as fast as one ({one['model']}, "
+        f"{one['method']}, {one['spectra']} spectra)."
+        for one, two in pairs("workers", 1, 2)
+    ]
+    lines += [
+        f"* Dask is {processes['seconds'] / dask['seconds']:.2f} times as fast as processes "
+        f"({dask['model']}, {dask['spectra']} spectra, {dask['workers']} workers)."
+        for processes, dask in pairs("by", "processes", "dask")
+    ]
+    lines += [
+        f"* {many['spectra']:,} spectra take {many['peak_memory'] / few['peak_memory']:.2f} times the memory "
+        f"of {few['spectra']:,}, and one of them "
+        f"{many['processor'] / few['processor'] * few['spectra'] / many['spectra']:.2f} times the "
+        f"processor's time ({many['model']})."
+        for few, many in pairs("spectra", 2_000, 100_000)
+    ]
+    return lines
 
 
 RESULTS = {

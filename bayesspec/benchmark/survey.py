@@ -30,6 +30,9 @@ SNR = 10.0
 DISTINCT = 2000
 """Spectra that differ; of more, the table is given several times, since a hundred thousand fill 4 GB."""
 
+PROFILE = "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"
+"""Dask's own profiler looks at its workers a hundred times a second, which takes a tenth of their time."""
+
 _CODE = "from bayesspec.cli import main; main()"
 
 
@@ -165,7 +168,7 @@ def _run(tables: list[Path], count: int, model: str, method: str, workers: int, 
 
 @contextlib.contextmanager
 def _cluster(folder: Path, workers: int) -> Iterator[tuple[Path, list[int]]]:
-    """A scheduler and workers as a user starts them; yields the scheduler's file and the workers' ids."""
+    """A scheduler and workers as the documentation has them; yields the scheduler's file and workers' ids."""
     file = folder / "scheduler.json"
     local = ("--scheduler-file", file, "--host", "127.0.0.1")
     dask = [sys.executable, "-m", "dask"]
@@ -184,7 +187,7 @@ def _cluster(folder: Path, workers: int) -> Iterator[tuple[Path, list[int]]]:
 
 
 def _begin(line: Sequence[object]) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", PROFILE: "False"}
     quiet = subprocess.DEVNULL
     return subprocess.Popen(list(map(str, line)), env=environment, stdout=quiet, stderr=quiet)
 
