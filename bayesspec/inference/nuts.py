@@ -23,7 +23,7 @@ from bayesspec.runtime import progress_bar
 from .chains import Question, Settings, run_chain
 from .convergence import chain_diagnostics
 from .draws import Draws
-from .importance import Pool, log_volume
+from .importance import Pool, effective, log_volume
 from .jumps import Jumps
 from .lockstep import run_together
 from .newton import Modes, find_modes
@@ -35,8 +35,9 @@ __all__ = ["enumerated_log_density", "nuts_draws"]
 WORTH = 0.01
 """Share of the posterior mass, by Laplace's approximation, from which on a mode has a chain of its own."""
 
-ROUNDS, JUMP_DRAWS = 5, 1024
-"""Of the importance sampling that finds where chains jump to."""
+ROUNDS, MORE_ROUNDS, JUMP_DRAWS, LEARNED = 5, 10, 1024, 1500
+"""Of the importance sampling that finds where chains jump to: rounds for every star, and further ones until
+each has so many effective draws."""
 
 JUMPS = 8
 """Jumps that a chain tries before each trajectory, where latents are many: one draw follows from another
@@ -287,9 +288,11 @@ def _sample(
 def _prepared(
     target: Target, modes: Modes, star: NDArray, seeds: list[int], settings: Settings, seed: int
 ) -> Jumps:
-    """Proposals of jumps, from a few rounds of importance sampling."""
+    """Proposals of jumps, from rounds of importance sampling."""
     pool = Pool.of(target, modes)
-    for number in range(ROUNDS):
+    for number in range(ROUNDS + MORE_ROUNDS):
+        if number >= ROUNDS and all(effective(weights) >= LEARNED for weights in pool.log_weight):
+            break
         pool.draw(JUMP_DRAWS, seed + number)
         pool.adapt()
     return Jumps(pool, star, seeds, settings.warmup + settings.draws, settings.jumps)
