@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ copyright = "The bayesspec developers"
 version = release = bayesspec.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
@@ -34,6 +35,12 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
+nb_execution_mode = "cache"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
+nb_execution_in_temp = True
+nb_merge_streams = True
+
 html_theme = "furo"
 html_title = "bayesspec"
 
@@ -43,6 +50,26 @@ def _escape_absolute_values(app, what, name, obj, options, lines):
     for k, line in enumerate(lines):
         if not line.lstrip().startswith(("| ", ".. ")) and "|" in line and ":math:" not in line:
             lines[k] = re.sub(r"(?<!\\)\|", r"\\|", line)
+
+
+def _tutorials(app):
+    """The notebooks, which Sphinx reads from its own folder alone, and whose links are those of theirs.
+
+    They are executed once for each state of the package: outputs are kept under its hash.
+    """
+    source = Path(app.srcdir)
+    package = Path(bayesspec.__file__).parent
+    state = hashlib.sha256()
+    for path in sorted([*package.rglob("*.py"), *package.glob("pretrained/*/model.json")]):
+        state.update(path.read_bytes())
+    app.config.nb_execution_cache_path = str(source / "_build" / f".tutorials-{state.hexdigest()[:12]}")
+
+    folder, notebooks = source / "tutorials", sorted((source.parent / "tutorials").glob("*.ipynb"))
+    folder.mkdir(exist_ok=True)
+    for gone in {path.name for path in folder.glob("*.ipynb")} - {path.name for path in notebooks}:
+        (folder / gone).unlink()
+    for path in notebooks:
+        _write(folder / path.name, path.read_text(encoding="utf-8").replace("](../docs/", "](../"))
 
 
 def _cards(app):
@@ -57,8 +84,8 @@ def _cards(app):
 
 def _write(page, text):
     """Make a page anew where it has changed: Sphinx reads again what is new."""
-    if not page.exists() or page.read_text() != text:
-        page.write_text(text)
+    if not page.exists() or page.read_text(encoding="utf-8") != text:
+        page.write_text(text, encoding="utf-8")
 
 
 def _card_page(card: dict) -> str:
@@ -323,6 +350,7 @@ RESULTS = {
 
 
 def setup(app):
+    app.connect("config-inited", lambda app, _: _tutorials(app))
     app.connect("builder-inited", _cards)
     app.connect("builder-inited", _results)
     app.connect("builder-inited", _changed_stars)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,14 @@ def test_is_kept_without_outputs(notebook):
         if cell.cell_type == "code":
             assert not cell.outputs
             assert cell.execution_count is None
+
+
+def test_links_lead_somewhere(notebook):
+    """To other notebooks and to pages; the pages' builder moves both."""
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    targets = [target for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in target]
+    assert all((TUTORIALS[0].parent / target).exists() for target in targets), targets
+    assert all(target.startswith("../docs/") or "/" not in target for target in targets), targets
 
 
 @pytest.mark.tutorials
