@@ -61,6 +61,28 @@ def test_the_better_point_wins(jumps):
     assert torch.equal(stayed, theta)
 
 
+def test_every_proposal_is_offered_once(jumps):
+    """Asked for the n-th time a chain is offered the next three, each against what it has taken by then.
+
+    Proposals and levels are each chain's own.
+    """
+    rows, number = list(range(0, 2 * CHAINS, 20)), 1
+    begin = jumps.begin(2)[rows]
+    density = jumps.pool.target.select(jumps.star[rows].numpy()).log_density(begin)
+    found, accepted = jumps(rows, [number] * len(rows), begin, density)
+    first = density.double() - jumps._log_proposal(jumps.star[rows], begin)
+    for k, row in enumerate(rows):
+        theta, worth, count = begin[k], first[k], 0
+        for n in range(number * jumps.tries, (number + 1) * jumps.tries):
+            if jumps.log_level[n, row] < jumps.log_worth[n, row] - worth:
+                theta, worth, count = jumps.theta[n, row], jumps.log_worth[n, row], count + 1
+        assert torch.equal(found[k], theta)
+        assert accepted[k] == count
+    assert accepted.max() > 1
+    for numbers in (jumps.theta[..., 0], jumps.log_level):
+        assert len(numbers.unique()) == numbers.numel()
+
+
 def test_the_posterior_stays(jumps, toy_stellar):
     """Chains that begin at draws of the posterior are draws of it after jumps alone; most have moved."""
     begin = theta = jumps.begin(1)

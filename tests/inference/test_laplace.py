@@ -23,7 +23,7 @@ def flat(draws):
 
 
 def test_is_the_posterior_where_that_is_normal(gaussian_stellar, gaussian_stellar_batch):
-    """With little noise the posterior of a smooth model is normal: means and widths as by importance."""
+    """With little noise the posterior of a smooth model is normal: all as by importance, the evidence too."""
     batch = gaussian_stellar_batch.select([0, 1, 2])
     names = ("flux", "ivar", "mask", "unit_flux", "free_scale")
     batch = batch.with_tensors(**{name: getattr(batch, name)[:, :1] for name in names})
@@ -32,6 +32,7 @@ def test_is_the_posterior_where_that_is_normal(gaussian_stellar, gaussian_stella
     mine, theirs = flat(found), flat(exact)
     trusted = found.diagnostics["laplace_k"] < 0.7
     assert trusted.any()
+    assert (np.abs(found.log_evidence - exact.log_evidence)[trusted] < 0.3).all()
     for n in np.flatnonzero(trusted):
         std = theirs[n].std(0)
         moving = std > 0

@@ -11,7 +11,7 @@ import torch
 
 from bayesspec.inference.density import log_joint
 from bayesspec.inference.map import map_estimate
-from bayesspec.inference.newton import LONGEST, _Climb, climb, find_modes, newton_estimate
+from bayesspec.inference.newton import LONGEST, _Climb, _updated, climb, find_modes, newton_estimate
 from bayesspec.inference.target import Target
 from tests.conftest import first_exposures
 
@@ -26,6 +26,30 @@ def test_reaches_the_reference_optimum(toy_model, toy_batch, classes):
     assert torch.equal(density, found.log_density)
     assert torch.equal(klass, found.klass)
     assert (found.log_scale[~toy_batch.free_scale] == 0).all()
+
+
+def test_the_promise_is_that_of_the_climb_that_won(toy_model, toy_batch):
+    """Not of another one, which may have ended earlier or later."""
+    modes = find_modes(toy_model, toy_batch, classes="joint", iterations=2)
+    best = modes.log_density.argmax(-1)
+    found = newton_estimate(toy_model, toy_batch, iterations=2)
+    assert (best > 0).any()
+    assert torch.equal(found.promise, modes.promise[torch.arange(len(best)), best])
+
+
+def test_curvature_is_learned_from_steps():
+    """Along a step it becomes what the gradients say, but never less than a fifth of what it was (Powell)."""
+    rng = torch.Generator().manual_seed(0)
+    root, step = (torch.randn(50, *shape, generator=rng, dtype=torch.float64) for shape in ((4, 4), (4,)))
+    old = root @ root.mT + torch.eye(4, dtype=torch.float64)
+    change = (old @ step[..., None])[..., 0] * torch.linspace(-1, 3, 50, dtype=torch.float64)[:, None]
+    new = _updated(old, step, change)
+    along, was, told = (
+        (step * part).sum(-1)
+        for part in ((new @ step[..., None])[..., 0], (old @ step[..., None])[..., 0], change)
+    )
+    torch.testing.assert_close(along, told.maximum(0.2 * was))
+    assert (torch.linalg.eigvalsh(new) > 0).all()
 
 
 def test_a_climb_never_descends(toy_model, toy_batch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 import bayesspec
 from bayesspec.distributions import NoiseFlow
 from bayesspec.exceptions import BayesspecError
+from bayesspec.inference.draws import Draws
 from bayesspec.runtime import seeded
 
 
@@ -146,3 +149,47 @@ def test_class_weights_that_are_none_are_refused(toy_model, stars, weights, mess
     """With an error that says why."""
     with pytest.raises(BayesspecError, match=message):
         bayesspec.denoise(stars, model=toy_model, class_weights=weights)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_resampling_takes_whole_draws(weighted):
+    """Latents and scales stay together, and each draw comes as often as its weight says, to one."""
+    n, chains, draws, count = 2, 3, 5, 40
+    number = np.arange(n * chains * draws, dtype=np.float32).reshape(n, chains, draws, 1)
+    weight = (
+        np.random.default_rng(0).gamma(1.0, size=(n, chains, draws))
+        if weighted
+        else np.ones(number.shape[:3])
+    )
+    weight /= weight.sum((1, 2), keepdims=True)
+    log_weight = np.log(weight) if weighted else None
+    none = number[..., :0]
+    every = Draws(number, -number, none, none, log_weight, np.zeros(number.shape[:3]))
+    latents, log_scale = every.resample(count, seed=1)
+    assert latents.shape == log_scale.shape == (n, count, 1)
+    assert (latents == -log_scale).all()
+    for star in range(n):
+        times = (latents[star] == number[star].reshape(1, -1)).sum(0)
+        assert (np.abs(times - count * weight[star].ravel()) < 1 + 1e-9).all()
+
+
+def test_a_star_s_draws_are_its_own_in_every_column():
+    """What is selected is of these stars, and stars apart are what they were together."""
+
+    def of_star(*shape):
+        return np.arange(3.0).reshape(3, *[1] * len(shape)) * np.ones((3, *shape))
+
+    sampled, each = (of_star(2, 4, size) for size in (3, 2, 1, 5)), of_star(2, 4)
+    known = {"log_evidence": of_star(), "diagnostics": {"r_hat": of_star()}}
+    statistics = {"sample_stats": {"energy": each}, "warmup_stats": {"energy": of_star(2, 7)}}
+    every = Draws(*sampled, each, each, **known, **statistics)
+
+    def numbers(draws):
+        columns = [getattr(draws, field.name) for field in fields(draws)]
+        return [a for column in columns for a in (column.values() if isinstance(column, dict) else [column])]
+
+    for star in range(3):
+        assert all((column == star).all() for column in numbers(every.select(np.array([star]))))
+    again = Draws.concatenate([every.select(np.array(rows)) for rows in ([0], [1, 2])])
+    for one, other in zip(numbers(again), numbers(every), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -69,17 +69,16 @@ def test_draws_follow_the_density(mixture):
         assert kstest(theta[:, n, d].numpy(), cdf).pvalue > 0.01
 
 
-def test_a_neighbour_with_more_exposures_changes_no_draw(mixture):
-    """Pinned dimensions added to a batch leave what was there."""
-    wide = StudentMixture(
-        torch.nn.functional.pad(mixture.mean, (0, 2)),
-        torch.nn.functional.pad(mixture.factor, (0, 2, 0, 2))
-        + torch.diag(torch.tensor([0.0, 0, 0, 1, 1], dtype=torch.float64)),
-        mixture.log_weight,
-        torch.nn.functional.pad(mixture.free, (0, 2)),
-    )
+@pytest.mark.parametrize("own", [[0, 1, 2], [0, 3, 4]], ids=["after them", "between them"])
+def test_a_neighbour_with_more_exposures_changes_no_draw(mixture, own):
+    """Pinned dimensions added to a batch leave what was there, wherever they stand."""
+    mean, free = torch.zeros(2, 3, 5, dtype=torch.float64), torch.zeros(2, 5, dtype=torch.bool)
+    factor, at = torch.eye(5, dtype=torch.float64).repeat(2, 3, 1, 1), torch.tensor(own)
+    mean[..., at], free[:, at] = mixture.mean, mixture.free
+    factor[..., at[:, None], at] = mixture.factor
+    wide = StudentMixture(mean, factor, mixture.log_weight, free)
     theta, wider = mixture.sample(100, seed=3), wide.sample(100, seed=3)
-    assert torch.equal(wider[..., :3], theta)
+    assert torch.equal(wider[..., at], theta)
     torch.testing.assert_close(wide.log_prob(wider), mixture.log_prob(theta))
 
 
@@ -104,6 +103,18 @@ def test_adaptation_brings_the_mixture_to_its_draws(mixture):
     assert (adapted.mean[1, :, 2] == 0).all()
     torch.testing.assert_close(adapted.log_weight.exp().sum(-1), torch.ones(2, dtype=torch.float64))
     assert adapted.log_weight[1, 2] == -torch.inf
+
+
+def test_few_draws_move_a_component_little(mixture):
+    """One draw that has all the weight counts as one beside four for each dimension."""
+    theta = mixture.sample(64, seed=8)
+    weight = torch.zeros(64, 2, dtype=torch.float64)
+    weight[5] = 1.0
+    moved = mixture.adapted(theta, weight).mean[:, :-1]
+    share = torch.tensor([1 / 13, 1 / 9], dtype=torch.float64)[:, None, None]
+    expected = torch.lerp(mixture.mean, theta[5][:, None].expand_as(mixture.mean), share)
+    own = mixture.log_weight > -torch.inf
+    torch.testing.assert_close(moved[own], expected[own])
 
 
 def test_numbers_beside_the_draws_are_standard_normal(mixture):
