@@ -265,17 +265,20 @@ def _median(values: NDArray, mask: NDArray) -> NDArray:
 
 
 def air_to_vacuum(wavelength: ArrayLike) -> Array:
-    """Vacuum wavelengths of wavelengths in air, Angstrom (Morton 2000, by way of specutils).
+    """Vacuum wavelengths of wavelengths in air, Angstrom: Morton 2000 (ApJS 130, 403), eq. (8).
+
+    Below 2000 Angstrom, where by convention nobody gives wavelengths in air, they stay as they are.
 
     Example:
         >>> round(float(air_to_vacuum(6562.79)), 2)
         6564.6
     """
-    from astropy import units as u
-    from specutils.utils.wcs_utils import air_to_vac
-
-    vacuum = air_to_vac(np.atleast_1d(np.asarray(wavelength, dtype=float)) * u.AA, method="Morton2000")
-    return vacuum.to_value(u.AA).reshape(np.shape(wavelength))
+    # Not by specutils, which brings wcslib to every reader.
+    wavelength = np.asarray(wavelength, dtype=float)
+    in_air = wavelength >= 2000
+    s2 = np.square(1e4 / np.where(in_air, wavelength, 2000.0))
+    n = 1 + 8.34254e-5 + 2.406147e-2 / (130 - s2) + 1.5998e-4 / (38.9 - s2)
+    return np.where(in_air, n * wavelength, wavelength)
 
 
 def _native_borders(centres: Array) -> tuple[Array, Array]:

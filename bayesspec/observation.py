@@ -119,7 +119,8 @@ class Observation:
             if scale is not None and density != unit and getattr(scale, "unit", None) is None:
                 raise u.UnitsError(f"with a flux in {unit}, the scale must be a Quantity per wavelength")
             scale = None if scale is None else float(plain_values(scale, density))
-        except (u.UnitsError, TypeError, ValueError) as error:
+        except (u.UnitsError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+            # The last one is torch's, of tensors with gradients.
             raise ObservationError(f"{label}: {_one_line(error)}") from error
         for what, array in (("wavelength", wavelength[None]), ("ivar", ivar), ("mask", mask)):
             if array is not None and (array.ndim != 2 or array.shape[-1] != flux.shape[-1]):
@@ -169,9 +170,9 @@ class Observation:
             ObservationError: if there is none, their flux units cannot be converted into each other, or they
                 do not all state the same scale (or none): a star has one, and so have its exposures.
         """
-        parts = list(observations)
-        if not parts:
-            raise ObservationError("from_exposures needs at least one observation")
+        parts = list(observations) if isinstance(observations, Iterable) else [observations]
+        if not parts or not all(isinstance(part, Observation) for part in parts):
+            raise ObservationError("from_exposures needs at least one observation, and nothing else")
         first = parts[0]
         star = cls.__new__(cls)
         star.name = first.name if name is None else printable(str(name))

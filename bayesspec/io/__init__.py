@@ -7,6 +7,7 @@ import os
 import zlib
 from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO, TypeAlias
 
+import numpy as np
 from astropy import units as u
 from astropy.io import fits
 from astropy.table import Table
@@ -15,7 +16,7 @@ from astropy.utils.exceptions import AstropyWarning
 from bayesspec.exceptions import BayesspecError, ReadError
 from bayesspec.observation import Observation, printable
 
-from .ascii import read_ascii
+from .ascii import read_ascii, read_ecsv
 from .columns import column_names, column_roles, is_spectrum, table_hdu
 from .lamost import read_lamost
 from .sdss import read_sdss
@@ -68,6 +69,11 @@ def read(
     """
     if exposures not in ("coadd", "individual"):
         raise ValueError(f'exposures must be "coadd" or "individual", got {exposures!r}')
+    # Any word counts as True, "vacuum" too.
+    if air is not None and not isinstance(air, bool | np.bool_):
+        raise ValueError(f"air must be True, False or None, got {air!r}")
+    if not isinstance(strict, bool | np.bool_):
+        raise ValueError(f"strict must be True or False, got {strict!r}")
     file = file_of(source)
     label = printable(file or type(source).__name__)
     try:
@@ -97,7 +103,7 @@ def _read(source: Source, file: str | None, individual: bool, strict: bool, air:
     text = data.decode("utf-8-sig")
     if text.startswith("# %ECSV"):
         # Its comments state units and which cells are masked.
-        return _read(Table.read(text, format="ascii.ecsv"), file, individual, strict, air)
+        return _read(read_ecsv(text), file, individual, strict, air)
     return _single(read_ascii(text, air=air), individual)
 
 
@@ -120,6 +126,8 @@ def _cause(error: Exception) -> str:
             return str(error)
         case FileNotFoundError():
             return "no such file"
+        case PermissionError():
+            return "may not be read"
         case u.UnitsError():
             return str(error)
         case IsADirectoryError():

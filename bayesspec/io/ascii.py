@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from astropy import units as u
+from astropy.table import Table
 from numpy.typing import NDArray
 
 from bayesspec.exceptions import ReadError
@@ -23,23 +24,38 @@ from bayesspec.observation import Observation
 from bayesspec.units import parse_unit
 
 from .bits import bad_pixels
-from .columns import MOST_PIXELS, column_roles, to_ivar, to_vacuum, with_units
+from .columns import MOST_PIXELS, column_roles, one_of_each, to_ivar, to_vacuum, with_units
 
-__all__ = ["read_ascii"]
+__all__ = ["read_ascii", "read_ecsv"]
 
 _LONGEST_NAMES, _MOST_COMMENTS = 10_000, 1000
 """Of the lines above the numbers, what is looked at for names of columns."""
 
 _LONGEST_LINE = 100_000
 
+_LONGEST_HEADER, _MOST_PARTS = 1 << 18, 5000
+"""Characters, lists and mappings of the header of an ECSV file, which a table of 200 columns has a tenth of.
+
+The time to read a YAML header grows with the square of its depth.
+"""
+
 _WORDS = {"": math.nan, "--": math.nan, "null": math.nan, "none": math.nan, "true": 1.0, "false": 0.0}
 
 # Neither splits what stands in brackets: "flux (erg / s)" is one label.
 _SEPARATORS = (re.compile(r"\s*[,;\t]\s*(?![^\[(]*[\])])"), re.compile(r"\s+(?![^\[(]*[\])])"))
+_SEPARATOR = re.compile(r"\s*[,;]\s*|\s+")
+_DECIMAL_COMMA = re.compile(r"\d,\d")
+"""What may be one number, unless commas separate everything."""
+
 _LABEL = re.compile(r"(.*?)\s*(?:[\[(](.*)[\])]|\sin\s(.+))?")
 
 _NOT_SIGMA = re.compile(r"ivar|inv\w*[ _.-]*var|varianc|weight|mask", re.IGNORECASE)
 """In a comment: the third column may be no sigma."""
+
+_AIR, _VACUUM = (
+    re.compile(r"\bin air\b|\bair[ _-]wave|_air\b", re.IGNORECASE),
+    re.compile("vac", re.IGNORECASE),
+)
 
 _OTHER_UNIT = re.compile(
     r"\b(?:nm|nanomet\w+|um|micron\w*|[kMGT]?Hz|[km]?eV|[munM]?Jy|jansky|in (?:AB )?mag\w*)\b|\(mag",
@@ -65,12 +81,31 @@ def read_ascii(text: str, *, air: bool | None = None) -> Observation:
     if "andmask" in columns:
         mask |= bad_pixels(columns["andmask"], survey="SDSS" if "loglam" in roles else "LAMOST")
     return Observation(
-        to_vacuum(columns["wavelength"], air),
+        to_vacuum(columns["wavelength"], _is_air([title or "", *comments]) if air is None else air),
         columns["flux"],
         to_ivar(columns),
         mask,
         meta={"layout": f"text, {numbers.shape[1]} columns", "exposures": ("text",)},
     )
+
+
+def read_ecsv(text: str) -> Table:
+    """The table of an ECSV file.
+
+    Raises:
+        ReadError: if it is larger than that of any spectrum.
+        Exception: any of astropy's, if it is damaged.
+    """
+    characters = parts = 0
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+        if number > MOST_PIXELS:
+            raise ReadError(f"more than {MOST_PIXELS} lines, which no single spectrum has")
+        if line.startswith("#"):
+            characters += len(line)
+            parts += sum(map(line.count, "[{-?"))
+        if characters > _LONGEST_HEADER or parts > _MOST_PARTS:
+            raise ReadError("an ECSV header of a size that no spectrum has")
+    return Table.read(text, format="ascii.ecsv")
 
 
 def _parse(text: str) -> tuple[str | None, list[str], NDArray[np.float64]]:
@@ -88,13 +123,18 @@ def _parse(text: str) -> tuple[str | None, list[str], NDArray[np.float64]]:
             if not rows and comment.strip():
                 comments.append(comment.strip()[:_LONGEST_NAMES])
             continue
+        cells = content.strip()
         try:
-            row = [_number(cell) for cell in re.split(r"\s*[,;]\s*|\s+", content.strip())]
+            row = [_number(cell) for cell in _SEPARATOR.split(cells)]
         except ValueError:
             if rows or title is not None:
                 raise ReadError(f"line {number} is not made of numbers: {line.strip()[:60]!r}") from None
             title = content.strip()[:_LONGEST_NAMES]
             continue
+        if _DECIMAL_COMMA.search(cells) and {part.strip() for part in _SEPARATOR.findall(cells)} != {","}:
+            raise ReadError(
+                f"line {number} has commas beside other separators, or for decimal points: {cells[:60]!r}"
+            )
         if rows and len(row) != len(rows[0]):
             raise ReadError(f"line {number} has {len(row)} columns, those above have {len(rows[0])}")
         rows.append(row)
@@ -131,8 +171,16 @@ def _roles(
                     raise _not_understood(comment)
         else:
             named = [(name, unit) for (name, _), unit in zip(named, stated, strict=True)]
-    roles = column_roles(name for name, _ in named)
+    roles = one_of_each([name for name, _ in named])
     return roles, {role: named[position][1] for role, position in roles.items()}
+
+
+def _is_air(lines: list[str]) -> bool:
+    """Whether a line above the numbers says that wavelengths are in air."""
+    said = " ".join(line for line in lines if _AIR.search(line))
+    if said and _VACUUM.search(said):
+        raise ReadError(f"are the wavelengths in air ({said[:60]!r})? say air=True or air=False")
+    return bool(said)
 
 
 def _labels(line: str, count: int) -> Iterator[list[tuple[str, str | None]]]:

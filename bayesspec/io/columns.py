@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ __all__ = [
     "column_roles",
     "filled",
     "is_spectrum",
+    "null_of",
+    "one_of_each",
     "read_columns",
     "read_facts",
     "table_hdu",
@@ -51,6 +53,15 @@ MOST_PIXELS = 1_000_000
 _MOST_COLUMNS = 999
 """The FITS standard's limit; a damaged header may claim any number."""
 
+_VACUUM_KEYS = ("VACUUM", "AIRORVAC")
+"""Keywords that say whether wavelengths are in air."""
+
+_AIR = {"air": True, "vac": False, "vacuum": False}
+_NO_VACUUM = {
+    **dict.fromkeys(("false", "f", "0", "no"), True),
+    **dict.fromkeys(("true", "t", "1", "yes"), False),
+}
+
 _LOGARITHM = re.compile(r"(?:log(?:10)?|dex) ?[(\[]?(.*?)[)\]]?", re.IGNORECASE)
 
 _ROLE_OF = {spelling: role for role, spellings in ROLES.items() for spelling in spellings}
@@ -68,6 +79,26 @@ def column_roles(names: Iterable[str]) -> dict[str, int]:
         role = _ROLE_OF.get(name.lower().translate(str.maketrans("", "", "_- ")))
         if role is not None:
             roles.setdefault(role, position)
+    return roles
+
+
+def one_of_each(names: Sequence[str]) -> dict[str, int]:
+    """Position of the column of each role.
+
+    Raises:
+        ReadError: if two columns may be the same thing.
+
+    Example:
+        >>> one_of_each(["wavelength", "flux", "FLUX"])
+        Traceback (most recent call last):
+        ...
+        bayesspec.exceptions.ReadError: both flux and FLUX may be the flux: leave one of them
+    """
+    roles = column_roles(names)
+    for position, name in enumerate(names):
+        for role in column_roles([name]):
+            if roles[role] != position:
+                raise ReadError(f"both {names[roles[role]]} and {name} may be the {role}: leave one of them")
     return roles
 
 
@@ -100,7 +131,7 @@ def read_columns(hdu: fits.BinTableHDU) -> dict[str, NDArray | u.Quantity]:
     """
     names = column_names(hdu)
     columns, units = {}, {}
-    for role, position in column_roles(names).items():
+    for role, position in one_of_each(names).items():
         values = hdu.data.field(position)
         if values.dtype == object and len(values) == 1:
             values = values[0]
@@ -110,7 +141,7 @@ def read_columns(hdu: fits.BinTableHDU) -> dict[str, NDArray | u.Quantity]:
                 f"not one spectrum: {len(hdu.data)} rows, with shape {np.shape(values)} in column "
                 f"{names[position]}; expected one row of vectors, or a row for each pixel"
             )
-        null = hdu.header.get(f"TNULL{position + 1}")
+        null = null_of(hdu.header, position)
         columns[role] = filled(role, values, False if null is None else values == null)
         units[role] = hdu.header.get(f"TUNIT{position + 1}")
     return with_units(columns, units)
@@ -119,7 +150,7 @@ def read_columns(hdu: fits.BinTableHDU) -> dict[str, NDArray | u.Quantity]:
 def table_hdu(table: Table) -> fits.BinTableHDU:
     """A table's spectrum as an HDU of a file, with masked cells missing, and with all its units."""
     names = [str(name) for name in table.colnames]
-    columns = {names[n]: (role, table.columns[n]) for role, n in column_roles(names).items()}
+    columns = {names[n]: (role, table.columns[n]) for role, n in one_of_each(names).items()}
     plain = {
         name: filled(role, np.asarray(getattr(column, "unmasked", column)), getattr(column, "mask", False))
         for name, (role, column) in columns.items()
@@ -129,14 +160,26 @@ def table_hdu(table: Table) -> fits.BinTableHDU:
     for n, (_, column) in enumerate(columns.values(), start=1):
         if getattr(column, "unit", None) is not None:
             hdu.header[f"TUNIT{n}"] = str(column.unit)
+    for key, value in table.meta.items():
+        if str(key).upper() in _VACUUM_KEYS:
+            hdu.header[str(key).upper()] = value
     return hdu
+
+
+def null_of(header: fits.Header, position: int) -> float | None:
+    """The number that means a missing cell in a table's column, as astropy gives its numbers; None: none."""
+    null = header.get(f"TNULL{position + 1}")
+    if null is None:
+        return None
+    # TNULL is of the numbers in the file.
+    return null * header.get(f"TSCAL{position + 1}", 1) + header.get(f"TZERO{position + 1}", 0)
 
 
 def filled(role: str, values: NDArray, missing: NDArray[np.bool_] | bool) -> NDArray:
     """Numbers with NaN where they are missing; booleans and bits of masks with True and NODATA."""
     if values.dtype.kind not in "biuf":
         raise ReadError(f"the column of {role} does not hold numbers")
-    if role in ("mask", "andmask") and values.dtype.kind != "f":
+    if role in ("mask", "andmask"):
         return np.where(missing, values.dtype == bool or 1 << SPPIXMASK["NODATA"], values)
     return np.where(missing, np.nan, values.astype(float))
 
@@ -147,7 +190,7 @@ def with_units(
     """Columns by role in the units that are stated for them, and loglam as wavelength.
 
     Raises:
-        ReadError: if a unit is not understood, or the flux is a magnitude.
+        ReadError: if a unit is not understood, or wavelength and loglam contradict each other.
     """
     found: dict[str, NDArray | u.Quantity] = {}
     for role, values in columns.items():
@@ -157,8 +200,17 @@ def with_units(
             inner = _LOGARITHM.fullmatch((text or "").strip())
             role, values, text = "wavelength", 10**values, inner[1] if inner else text
         unit = parse_unit(text)
+        other = found.get(role)
         found[role] = values if unit is None else values << unit
+        if other is not None and not _are_same(other, found[role]):
+            raise ReadError("wavelength and loglam are not the same wavelengths: leave one of them")
     return found
+
+
+def _are_same(one: NDArray | u.Quantity, other: NDArray | u.Quantity) -> bool:
+    """Whether wavelengths are the same but for the rounding of logarithms; air and vacuum differ by 3e-4."""
+    one, other = to_angstrom(one), to_angstrom(other)
+    return one.shape == other.shape and np.allclose(one, other, rtol=1e-5, equal_nan=True)
 
 
 def to_ivar(columns: Mapping[str, NDArray | u.Quantity]) -> NDArray | u.Quantity | None:
@@ -179,17 +231,38 @@ def to_ivar(columns: Mapping[str, NDArray | u.Quantity]) -> NDArray | u.Quantity
 
 
 def to_vacuum(
-    wavelength: NDArray | u.Quantity, air: bool | None, header: fits.Header | None = None
+    wavelength: NDArray | u.Quantity, air: bool | None, *headers: fits.Header
 ) -> NDArray[np.float64]:
-    """Vacuum wavelengths in Angstrom; `air` None asks the header's VACUUM, and believes in vacuum otherwise.
+    """Vacuum wavelengths in Angstrom; `air` None asks the headers, and believes in vacuum otherwise.
 
     Raises:
+        ReadError: if the headers contradict each other, or are not understood.
         UnitsError: if the unit is that of no wavelength, frequency or energy.
     """
     if air is None:
-        air = header is not None and header.get("VACUUM", True) is False
+        said = {is_air for header in headers for is_air in _says_air(header)}
+        if len(said) == 2:
+            raise ReadError("its headers say air and vacuum: say air=True or air=False")
+        air = True in said
     wavelength = to_angstrom(wavelength)
     return air_to_vacuum(wavelength) if air else wavelength
+
+
+def _says_air(header: fits.Header) -> Iterator[bool]:
+    """What a header says about its wavelengths, True for air, in each keyword that says anything."""
+    for key in _VACUUM_KEYS:
+        value = _card(header, key)
+        text = str(value).strip().lower()
+        if value is None or not text:
+            continue
+        words = _AIR if key == "AIRORVAC" else _NO_VACUUM
+        if text not in words:
+            raise ReadError(f"{key} = {value!r} in the header is not understood: say air=True or air=False")
+        yield words[text]
+    # The spectral axis of the FITS standard (Greisen et al. 2006, table 1).
+    axis = str(_card(header, "CTYPE1") or "").upper()
+    if axis.startswith(("AWAV", "WAVE")):
+        yield axis.startswith("AWAV")
 
 
 def read_facts(

@@ -60,7 +60,9 @@ def read_lamost(hdus: fits.HDUList, *, strict: bool = False, air: bool | None = 
     tables = [hdu for hdu in hdus if is_spectrum(hdu)]
     if len(tables) > 1:
         raise ReadError(f"{len(tables)} tables with flux and wavelength: hand over one of them")
+    headers = [header]
     if tables:
+        headers.append(tables[0].header)
         layout, columns = "LAMOST table" if _is_named(header) else "table", read_columns(tables[0])
     else:
         layout, columns = _read_image(hdus)
@@ -71,7 +73,7 @@ def read_lamost(hdus: fits.HDUList, *, strict: bool = False, air: bool | None = 
     if "mask" in columns:
         bad |= columns["mask"] != 0
     star = Observation(
-        to_vacuum(columns["wavelength"], air, header),
+        to_vacuum(columns["wavelength"], air, *headers),
         flux,
         to_ivar(columns),
         bad | padding(np.asarray(flux)),

@@ -136,7 +136,7 @@ def _read_table(hdu: fits.BinTableHDU, header: fits.Header, strict: bool, air: b
     if bits is not None and bits.dtype.itemsize == 1:
         bits = bits != 0  # a byte has no room for SDSS's bits of pixels: it says bad or good
     return Observation(
-        to_vacuum(columns["wavelength"], air, header),
+        to_vacuum(columns["wavelength"], air, header, hdu.header),
         flux if isinstance(flux, u.Quantity) else flux * FLUX_UNIT,
         to_ivar(columns),
         None if bits is None else bad_pixels(bits, survey="SDSS", strict=strict),

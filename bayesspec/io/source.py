@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import os
-import re
 import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from astropy.io import fits
@@ -20,7 +19,17 @@ from astropy.utils.exceptions import AstropyWarning
 
 from bayesspec.exceptions import ReadError
 
-__all__ = ["file_of", "is_fits", "open_fits", "quiet", "read_bytes", "stem"]
+__all__ = [
+    "check_headers",
+    "file_of",
+    "is_fits",
+    "open_fits",
+    "open_regular",
+    "quiet",
+    "read_bytes",
+    "stem",
+    "unpacked",
+]
 
 _GZIP = b"\x1f\x8b"
 _GZIP_LAYERS = 3
@@ -29,7 +38,13 @@ _GZIP_LAYERS = 3
 _MOST_BYTES = 64 << 20
 """Unpacked or not: twenty times the largest spectrum of the surveys. A few KB of gzip can hold any size."""
 
-_ENDLESS = [re.compile(key + rb" *\+?\d{4,}") for key in (b"NAXIS   =", b"ZNAXIS  =", b"TFIELDS =")]
+_COUNTS = ("NAXIS", "ZNAXIS", "TFIELDS")
+"""Keywords that say how many axes or columns there are; astropy goes through all that are claimed."""
+
+_RECORD = 2880
+_MOST_COUNTED, _MOST_HDUS, _LONGEST_HEADER = 999, 1000, 1000 * _RECORD
+"""Axes or columns, by the standard; HDUs, and bytes of a header, some ten times what surveys have."""
+
 _FITS_SUFFIXES = (".fits", ".fit", ".fts")
 
 
@@ -63,12 +78,7 @@ def read_bytes(source: Any) -> bytes:
         OSError, EOFError, zlib.error: as Python finds the file or its gzip stream missing or damaged.
     """
     if isinstance(source, str | os.PathLike):
-        mode = os.stat(source).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(source)
-        if not stat.S_ISREG(mode):
-            raise ReadError("is not a regular file")
-        with open(source, "rb") as file:
+        with open_regular(source) as file:
             data = _read(file)
     elif hasattr(source, "read"):
         data = _read(source)
@@ -77,13 +87,48 @@ def read_bytes(source: Any) -> bytes:
 
     for _ in range(_GZIP_LAYERS):
         if data[:2] == _GZIP:
-            with gzip.open(io.BytesIO(data)) as file:
-                data = _read(file)
+            with gzip.open(io.BytesIO(data)) as packed:
+                data = _read(packed)
     if data[:2] == _GZIP:
         raise ReadError(f"is gzipped more than {_GZIP_LAYERS} times")
     if not data.strip():
         raise ReadError("is empty")
     return data
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """A regular file, open for reading.
+
+    Raises:
+        ReadError: if it is something else: a pipe may never end, or never begin.
+        OSError: if it is a folder, is not there, or may not be read.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(path)
+    if not stat.S_ISREG(mode):
+        raise ReadError("is not a regular file")
+    return open(path, "rb")
+
+
+def unpacked(file: BinaryIO, most: int) -> BinaryIO:
+    """A file from its first byte; if it is gzipped, what is in it, in memory.
+
+    Raises:
+        ReadError: if that is more than so many bytes.
+    """
+    packed = file.read(2) == _GZIP
+    file.seek(0)
+    if not packed:
+        return file
+    with file, gzip.open(file) as content:
+        whole = io.BytesIO()
+        while part := content.read(1 << 20):
+            whole.write(part)
+            if whole.tell() > most:
+                raise ReadError(f"holds more than {most >> 20} MiB: unpack it first (gunzip)")
+    whole.seek(0)
+    return whole
 
 
 def _read(file: Any) -> bytes:
@@ -116,13 +161,48 @@ def open_fits(data: bytes) -> Iterator[fits.HDUList]:
     """HDUs of a FITS file in memory.
 
     Raises:
-        ReadError: if a header claims more axes or columns than FITS has: astropy would go through them all.
+        ReadError: as `check_headers`.
     """
-    for card in chain.from_iterable(pattern.finditer(data) for pattern in _ENDLESS):
-        if card.start() % 80 == 0:
-            raise ReadError(f"damaged header: {card[0].decode()}, of which FITS has 999 at most")
-    with fits.open(io.BytesIO(data), memmap=False) as hdus:
+    file = io.BytesIO(data)
+    check_headers(file)
+    with fits.open(file, memmap=False) as hdus:
         yield hdus
+
+
+def check_headers(file: BinaryIO) -> None:
+    """Go through the headers of a FITS file of any size, and back to its beginning.
+
+    Astropy believes what they say: a size below zero has it read one header for ever.
+
+    Raises:
+        ReadError: if one claims more axes or columns than FITS has, or a size below zero, or they never end.
+    """
+    place = 0
+    for number in range(_MOST_HDUS + 1):
+        file.seek(place)
+        chunk = io.BytesIO(file.read(_LONGEST_HEADER))
+        try:
+            header = fits.Header.fromfile(chunk)
+        except (EOFError, OSError):  # the end, or junk behind it
+            if len(chunk.getbuffer()) == _LONGEST_HEADER:
+                raise ReadError(f"damaged: no header, and no end, in {_LONGEST_HEADER >> 20} MiB") from None
+            break
+        for key in _COUNTS:
+            if header.get(key, 0) > _MOST_COUNTED:
+                raise ReadError(f"damaged header: {key} = {header[key]}, of which FITS has 999 at most")
+        axes = [header[f"NAXIS{n}"] for n in range(1, header.get("NAXIS", 0) + 1)]
+        extra, groups = header.get("PCOUNT", 0), header.get("GCOUNT", 1)
+        if min([*axes, extra, groups]) < 0:
+            raise ReadError(
+                f"damaged header of HDU {number}: axes of {axes} pixels, {groups} times, and {extra}"
+            )
+        if header.get("GROUPS") is True:
+            raise ReadError("holds random groups, and no spectrum")
+        size = abs(header["BITPIX"]) * groups * (extra + math.prod(axes)) // 8 if axes else 0
+        place += chunk.tell() + -(-size // _RECORD) * _RECORD
+    else:
+        raise ReadError(f"has more than {_MOST_HDUS} HDUs, which no file of spectra has")
+    file.seek(0)
 
 
 @contextmanager

@@ -10,9 +10,8 @@
 
 from __future__ import annotations
 
-import gzip
-import io
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -21,14 +20,25 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
-from bayesspec.exceptions import BayesspecError, ReadError
+from bayesspec.exceptions import BayesspecError, ObservationError, ReadError
 from bayesspec.observation import Observation, printable
 
 from .arms import join_arms
 from .bits import bad_pixels
-from .columns import column_names, column_roles, filled, read_facts, to_ivar, to_vacuum, with_units
+from .columns import (
+    MOST_PIXELS,
+    column_names,
+    column_roles,
+    filled,
+    null_of,
+    one_of_each,
+    read_facts,
+    to_ivar,
+    to_vacuum,
+    with_units,
+)
 from .lamost import padding
-from .source import quiet, stem
+from .source import check_headers, open_regular, quiet, stem, unpacked
 
 __all__ = ["SpectraFile", "count_spectra", "open_spectra"]
 
@@ -53,6 +63,9 @@ FACTS = {
 
 BLOCK = 64
 """Rows that are read together."""
+
+_MOST_UNPACKED = 2 << 30
+"""Bytes of a gzipped file of many spectra: a few MB of gzip can hold any number."""
 
 
 class SpectraFile(Protocol):
@@ -95,21 +108,21 @@ def open_spectra(path: str | Path) -> SpectraFile:
     try:
         with quiet():
             if str(path).lower().endswith(".parquet"):
+                open_regular(path).close()
                 return _Parquet(path)
             return _open_fits(path)
-    except (ReadError, ImportError):
+    except ImportError:
         raise
+    except ReadError as error:
+        raise ReadError(f"{printable(str(path))}: {error}") from error
     except Exception as error:
         raise ReadError(f"{printable(str(path))}: not a file of many spectra ({error})") from error
 
 
 def _open_fits(path: str | Path) -> SpectraFile:
-    file: BinaryIO = open(path, "rb")  # noqa: SIM115 - stays open as long as the reader lives
-    if file.read(2) == b"\x1f\x8b":
-        with file, gzip.open(path) as packed:
-            file = io.BytesIO(packed.read())
-    file.seek(0)
+    file = unpacked(open_regular(path), _MOST_UNPACKED)
     try:
+        check_headers(file)
         return _layout(path, file)
     except Exception:
         file.close()
@@ -123,17 +136,58 @@ def _layout(path: str | Path, file: BinaryIO) -> SpectraFile:
         flux = column_roles(names).get("flux")
         if flux is not None:
             repeat = fits.column._parse_tformat(hdu.header[f"TFORM{flux + 1}"])[0]
+            _check_size(repeat)
             by_row = {"loglam", "wavelength"} & column_roles(names).keys()
             if repeat > 1 and (hdu.header["NAXIS2"] > 1 or not by_row):
                 return _FitsTable(path, file, hdus, hdu, names)
     arms = [hdu.name.removesuffix("FLUX") for hdu in hdus if hdu.is_image and hdu.name.endswith("FLUX")]
     arms = [arm for arm in arms if f"{arm}WAVELENGTH" in hdus and len(hdus[f"{arm}FLUX"].shape) == 2]
     if not arms:
-        raise ReadError(f"{printable(str(path))}: not a file of many spectra")
+        raise ReadError("not a file of many spectra")
+    for arm in arms:
+        for role in ("FLUX", "IVAR", "MASK", "WAVELENGTH"):
+            if f"{arm}{role}" in hdus:
+                _check_image(hdus[f"{arm}{role}"])
     return _FitsImages(path, file, hdus, arms)
 
 
-class _FitsTable:
+def _check_image(image: Any) -> None:
+    """Refuse what would take much memory for one row: a compressed image of a few KB may claim any size."""
+    _check_size(image.shape[-1] if image.shape else 0)
+    _check_size(math.prod(getattr(image, "tile_shape", None) or [0]) // BLOCK)
+
+
+def _check_size(pixels: int) -> None:
+    if pixels > MOST_PIXELS:
+        raise ReadError(f"a spectrum of {pixels} pixels, which none has")
+
+
+class _Rows:
+    """What the formats have in common: whatever is wrong with a row is one error of this package."""
+
+    path: str | Path
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def read(self, row: int, *, strict: bool = False) -> Observation:
+        """The star of a row."""
+        if not 0 <= row < len(self):
+            raise ReadError(f"{printable(str(self.path))}: no spectrum {row}, there are {len(self)}")
+        try:
+            with quiet():
+                return self._read(row, strict)
+        except BayesspecError:
+            raise
+        except Exception as error:  # damaged files fail anywhere, with any
+            cause = f"{type(error).__name__}: {printable(str(error))}"
+            raise ReadError(f"{printable(str(self.path))}[{row}]: damaged ({cause})") from error
+
+    def _read(self, row: int, strict: bool) -> Observation:
+        raise NotImplementedError
+
+
+class _FitsTable(_Rows):
     """A block of rows at a time, by its place in the file: a mapped file would count as memory."""
 
     def __init__(
@@ -142,31 +196,30 @@ class _FitsTable:
         self.path, self._file = path, file
         self._header, self._primary = hdu.header.copy(), hdus[0].header
         self._begin = hdu.fileinfo()["datLoc"]
-        self._roles, self._names = column_roles(names), names
+        self._roles, self._names = one_of_each(names), names
         self._block, self._first = None, 0
         if hdu.header.get("PCOUNT", 0):
-            raise ReadError(f"{printable(str(path))}: vectors of variable length are not read")
+            raise ReadError("vectors of variable length are not read")
         self._shared = _shared_wavelength(hdus, hdu, self._roles)
 
     def __len__(self) -> int:
         return self._header["NAXIS2"]
 
-    def read(self, row: int, *, strict: bool = False) -> Observation:
-        with quiet():
-            data = self._rows(row)
-            k = row - self._first
-            columns = {role: np.asarray(data.field(n)[k]) for role, n in self._roles.items()}
-            units = {role: self._header.get(f"TUNIT{n + 1}") for role, n in self._roles.items()}
-            nulls = {role: self._header.get(f"TNULL{n + 1}") for role, n in self._roles.items()}
-            columns = {
-                role: filled(role, values, False if nulls[role] is None else values == nulls[role])
-                for role, values in columns.items()
-            }
-            label = next((name for name in NAMES if name in map(str.upper, self._names)), None)
-            name = _label(self.path, row, None if label is None else data.field(label)[k])
-            star = _star(columns, units, self._shared, self._primary, name, strict)
-            star.meta |= read_facts(FACTS, data[k], fits.Header())
-            return star
+    def _read(self, row: int, strict: bool) -> Observation:
+        data = self._rows(row)
+        k = row - self._first
+        columns = {role: np.asarray(data.field(n)[k]) for role, n in self._roles.items()}
+        units = {role: self._header.get(f"TUNIT{n + 1}") for role, n in self._roles.items()}
+        nulls = {role: null_of(self._header, n) for role, n in self._roles.items()}
+        columns = {
+            role: filled(role, values, False if nulls[role] is None else values == nulls[role])
+            for role, values in columns.items()
+        }
+        label = next((name for name in NAMES if name in map(str.upper, self._names)), None)
+        name = _label(self.path, row, None if label is None else data.field(label)[k])
+        star = _star(columns, units, self._shared, [self._primary, self._header], name, strict)
+        star.meta |= read_facts(FACTS, data[k], fits.Header())
+        return star
 
     def close(self) -> None:
         self._file.close()
@@ -186,7 +239,7 @@ class _FitsTable:
         return self._block
 
 
-class _FitsImages:
+class _FitsImages(_Rows):
     """A row of each image at a time."""
 
     def __init__(self, path: str | Path, file: BinaryIO, hdus: fits.HDUList, arms: list[str]) -> None:
@@ -199,34 +252,43 @@ class _FitsImages:
     def __len__(self) -> int:
         return self._hdus[f"{self._arms[0]}FLUX"].shape[0]
 
-    def read(self, row: int, *, strict: bool = False) -> Observation:
-        with quiet():
-            facts = {} if self._targets is None else read_facts(FACTS, self._targets[row], fits.Header())
-            name = _label(self.path, row, facts.get("target_id"))
-            stars = [self._arm(arm, row, name, strict) for arm in self._arms]
-            stars.sort(key=lambda star: star.exposures[0].wavelength[0])
-            one = stars[0]
-            if all(star.exposures[0].ivar is not None for star in stars):
-                one.exposures = (reduce(join_arms, (star.exposures[0] for star in stars)),)
-            elif len(stars) > 1:
-                one = Observation.from_exposures(stars, name=name)
-            one.meta |= facts
-            return one
+    def _read(self, row: int, strict: bool) -> Observation:
+        facts = {} if self._targets is None else read_facts(FACTS, self._targets[row], fits.Header())
+        name = _label(self.path, row, facts.get("target_id"))
+        stars, errors = [], []
+        for arm in self._arms:
+            try:
+                stars.append(self._arm(arm, row, name, strict))
+            except ObservationError as error:  # an arm that saw nothing: the others did
+                errors.append(error)
+        if not stars:
+            raise errors[0]
+        if any(star.unit != stars[0].unit for star in stars):
+            raise ReadError(f"{name}: the fluxes of its arms have different units")
+        stars.sort(key=lambda star: star.exposures[0].wavelength[0])
+        one = stars[0]
+        if all(star.exposures[0].ivar is not None for star in stars):
+            one.exposures = (reduce(join_arms, (star.exposures[0] for star in stars)),)
+        elif len(stars) > 1:
+            one = Observation.from_exposures(stars, name=name)
+        one.meta |= facts
+        return one
 
     def close(self) -> None:
         self._file.close()
 
     def _arm(self, arm: str, row: int, name: str, strict: bool) -> Observation:
         columns = {"wavelength": self._wavelength[arm]}
-        units = {}
+        units = {"wavelength": self._hdus[f"{arm}WAVELENGTH"].header.get("BUNIT")}
         for role in ("flux", "ivar", "mask"):
             if (key := f"{arm}{role.upper()}") in self._hdus:
                 columns[role] = filled(role, np.asarray(self._hdus[key].section[row]), False)
                 units[role] = self._hdus[key].header.get("BUNIT")
-        return _star(columns, units, None, self._hdus[0].header, name, strict)
+        headers = [self._hdus[0].header, self._hdus[f"{arm}WAVELENGTH"].header]
+        return _star(columns, units, None, headers, name, strict)
 
 
-class _Parquet:
+class _Parquet(_Rows):
     """A group of rows at a time, as the file has them."""
 
     def __init__(self, path: str | Path) -> None:
@@ -234,9 +296,9 @@ class _Parquet:
 
         self.path, self._file = path, parquet.ParquetFile(path)
         schema = self._file.schema_arrow
-        self._roles = {role: schema.names[n] for role, n in column_roles(schema.names).items()}
+        self._roles = {role: schema.names[n] for role, n in one_of_each(schema.names).items()}
         if "flux" not in self._roles:
-            raise ReadError(f"{printable(str(path))}: no column of fluxes")
+            raise ReadError("no column of fluxes")
         self._units = {role: _text((schema.field(n).metadata or {}).get(b"unit")) for role, n in
                        self._roles.items()}  # fmt: skip
         upper = {name.upper(): name for name in schema.names}
@@ -253,7 +315,7 @@ class _Parquet:
     def __len__(self) -> int:
         return self._file.metadata.num_rows
 
-    def read(self, row: int, *, strict: bool = False) -> Observation:
+    def _read(self, row: int, strict: bool) -> Observation:
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         if group != self._group:
             names = [*self._roles.values(), *([self._label] if self._label else []), *self._facts.values()]
@@ -268,7 +330,7 @@ class _Parquet:
         if len(self._coefficients) == 2:
             shared = 10 ** (self._coefficients[0] + self._coefficients[1] * np.arange(len(columns["flux"])))
         name = _label(self.path, row, self._rows[self._label][k].as_py() if self._label else None)
-        star = _star(columns, self._units, shared, fits.Header(), name, strict)
+        star = _star(columns, self._units, shared, [], name, strict)
         star.meta |= {fact: self._rows[column][k].as_py() for fact, column in self._facts.items()}
         return star
 
@@ -280,7 +342,7 @@ def _star(
     columns: dict[str, NDArray],
     units: Mapping[str, str | None],
     shared: Any | None,
-    header: fits.Header,
+    headers: Sequence[fits.Header],
     name: str,
     strict: bool,
 ) -> Observation:
@@ -294,10 +356,11 @@ def _star(
         flux = found["flux"]
         bad = padding(np.asarray(flux))
         if "andmask" in found:
-            bad |= bad_pixels(found["andmask"], survey="LAMOST", strict=strict)
+            bits = found["andmask"]
+            bad |= bad_pixels(bits, survey="SDSS" if "loglam" in columns else "LAMOST", strict=strict)
         if "mask" in found:
             bad |= found["mask"] != 0
-        wavelength = to_vacuum(found["wavelength"], None, header)
+        wavelength = to_vacuum(found["wavelength"], None, *headers)
         return Observation(wavelength, flux, to_ivar(found), bad, name=name)
     except ReadError as error:
         raise ReadError(f"{name}: {error}") from error
