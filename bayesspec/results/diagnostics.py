@@ -20,6 +20,9 @@ __all__ = ["Flag", "PriorTail", "doubts", "features", "notes", "outlier_score", 
 RARE = 1e-3
 """Outlier score below which a star is said to be outside its class."""
 
+LEAST = 1e-30
+"""Outlier score below which it is not told apart from 0."""
+
 EXCESS_NOISE = 4.0
 """Mean square of the whitened noise above which it is said that the model does not describe the data."""
 
@@ -182,7 +185,7 @@ def doubts(rarity: Tensor, chi2: Tensor, signal: Tensor, features: Tensor, error
 
 def outlier_score(doubts: Tensor) -> Tensor:
     """The probability that the least of as many independent ones as there are, (M, N), is as small, (N,)."""
-    return 1 - (1 - doubts.amin(0)) ** len(doubts)
+    return -torch.expm1(len(doubts) * torch.log1p(-doubts.amin(0)))  # exact where it is tiny
 
 
 def notes(
@@ -197,7 +200,8 @@ def notes(
             f"outside its class: lines and bands of its kind have {lacking:.2f} of their strength"
         )
     elif outlier < RARE:
-        said[Flag.OUTSIDE_CLASS] = f"outside its class: stars rarer than this have probability {outlier:.1g}"
+        probability = f"probability {outlier:.1g}" if outlier > LEAST else f"probability below {LEAST:.0e}"
+        said[Flag.OUTSIDE_CLASS] = f"outside its class: stars rarer than this have {probability}"
     if chi2 > EXCESS_NOISE:
         said[Flag.OUTSIDE_MODEL] = (
             f"outside the model: the noise is {np.sqrt(chi2):.1f} times as large as the model's"

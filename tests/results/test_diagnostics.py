@@ -55,6 +55,19 @@ def test_the_least_of_several_probabilities_is_one():
     torch.testing.assert_close(outlier_score(each[:1]), each[0])
 
 
+@pytest.mark.parametrize("least", [1e-3, 1e-12, 1e-35])
+def test_a_small_score_is_not_zero(least):
+    """1 - (1 - p)^4 is 4 p where p is small, and not what rounding leaves of 1 - 1."""
+    doubts = torch.tensor([[least], [0.5], [1.0], [0.9]])
+    assert float(outlier_score(doubts)) == pytest.approx(4 * least, rel=2e-3)
+
+
+@pytest.mark.parametrize("outlier", [0.0, 1e-40, 1e-20, 9e-4])
+def test_no_probability_is_said_to_be_zero(outlier):
+    said = notes(1.0, outlier, 1000.0, np.nan, 0.0, {})[Flag.OUTSIDE_CLASS]
+    assert 0 < float(said.split()[-1]) < 1e-3
+
+
 def test_a_bit_keeps_its_meaning():
     """Catalogues are kept for years: a bit may be added, none may become another."""
     names = [
