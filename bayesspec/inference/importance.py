@@ -133,6 +133,11 @@ def laplace_mixture(target: Target, modes: Modes, *, normal: bool = False) -> St
     share = torch.where(share > NEGLIGIBLE, share.clamp_min(0.0 if normal else 0.05), 0.0)
     log_share = (share / share.sum(-1, keepdim=True)).log()
 
+    # No star has more components than these; the others of most stars are none at all.
+    first = torch.isinf(log_share).sort(dim=-1, stable=True).indices
+    first = first[:, : int((~torch.isinf(log_share)).sum(-1).max())]
+    theta, factors, log_share = theta[star, first], factors[star, first], log_share[star, first]
+
     # The core comes first, so that the corner of a lower factor is the factor of the core's covariance.
     core = slice(0, target.core)
     parts = theta[..., core], factors[..., core, core], log_share, target.free[:, core]

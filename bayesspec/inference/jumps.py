@@ -14,6 +14,9 @@ from .proposal import StudentMixture
 
 __all__ = ["Jumps"]
 
+BLOCK = 256
+"""Jumps of each chain whose densities under the mixture are evaluated together."""
+
 
 class Jumps:
     r"""Proposals for R chains to be elsewhere, from what importance sampling has learned of their stars.
@@ -54,7 +57,8 @@ class Jumps:
         core = pool.target.core
         given = None if pool.given is None else pool.given.select(self.star)
         self.theta, log_given = with_w(torch.cat(drawn, dim=1), core, given)
-        log_core = self.mixture.select(self.star).log_prob(self.theta[..., :core])
+        chosen = self.mixture.select(self.star)
+        log_core = torch.cat([chosen.log_prob(part) for part in self.theta[..., :core].split(BLOCK)])
         log_density = pool.target.select(star).log_density(self.theta).double()
         self.log_worth = (log_density - log_core.double() - log_given.double()).nan_to_num(nan=-torch.inf)
         level = np.stack([np.random.default_rng([seed, 1]).random(count * tries) for seed in seeds], axis=-1)

@@ -52,6 +52,9 @@ FEW = 10
 WARMUP, LESS_WARMUP = 200, 60
 """Draws that adapt a mass matrix and the step size, and with more latents the step size alone."""
 
+STARTS, MORE_STARTS = 10, 40
+"""Of climbs to modes, with few latents and with more."""
+
 DEPTH, LESS_DEPTH = 10, 2
 """Depth of a tree with few latents, and with more, where jumps go farther than three steps or a thousand."""
 
@@ -66,7 +69,7 @@ def nuts_draws(
     target_accept: float = 0.8,
     max_tree_depth: int | None = None,
     budget: int = 20_000,
-    starts: int = 10,
+    starts: int | None = None,
     seed: int = 0,
     progress: bool = False,
     scan: LatentScan | None = None,
@@ -101,7 +104,9 @@ def nuts_draws(
             than 10 latents.
         budget: Steps that the trajectories of a chain may take. One that has spent them goes on by single
             steps, which are right but slow to mix; `budget_spent` says so.
-        starts: Classes whose best training latents are followed to a mode.
+        starts: Classes whose best training latents are followed to a mode, and further starts that are far
+            apart; None: 10, and 40 with more than 10 latents: what jumps do not know of, chains are slow to
+            enter and to leave.
         seed: Of everything random.
         progress: Show a bar on stderr.
         scan: `LatentScan(model)`, where it is at hand already.
@@ -123,6 +128,7 @@ def nuts_draws(
     scan = LatentScan(model) if scan is None else scan
     few = model.lead_dim + model.residual_dim <= FEW
     warmup = (WARMUP if few else LESS_WARMUP) if warmup is None else warmup
+    starts = (STARTS if few else MORE_STARTS) if starts is None else starts
     if max_tree_depth is None:
         max_tree_depth = DEPTH if few else LESS_DEPTH
     pixels = batch.flux[0].numel() * chains

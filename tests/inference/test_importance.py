@@ -187,6 +187,21 @@ def test_adaptation_mends_a_bad_proposal(narrow):
     assert np.exp(2 * log_weight).sum() < 2 * reference
 
 
+def test_components_are_those_that_some_star_has(toy_model, toy_batch):
+    """However many climbs there were; a star has the same ones whatever stands beside it."""
+    target = Target(toy_model, toy_batch)
+    few, many = (laplace_mixture(target, find_modes(toy_model, toy_batch, starts=n)) for n in (3, 12))
+    for mixture in (few, many):
+        count = (~torch.isinf(mixture.log_weight)).sum(-1)
+        assert mixture.log_weight.shape[1] == int(count.max())
+    for n in range(len(toy_batch)):
+        alone = Target(toy_model, toy_batch.select([n]))
+        found = laplace_mixture(alone, find_modes(toy_model, alone.batch, starts=3))
+        own = few.select(torch.tensor([n]))
+        theta = found.sample(50, seed=0)
+        torch.testing.assert_close(own.log_prob(theta), found.log_prob(theta), atol=2e-2, rtol=1e-4)
+
+
 def test_rounds_are_weighed_together(toy_stellar, toy_stellar_batch, monkeypatch):
     """A star whose draws are effectively few is refined; evidence and means stay, effective draws grow."""
     import bayesspec.inference.importance as module

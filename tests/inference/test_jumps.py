@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from bayesspec.inference import nuts
+from bayesspec.inference.chains import Settings
 from bayesspec.inference.importance import Pool, effective, importance_draws
 from bayesspec.inference.jumps import Jumps
 from bayesspec.inference.newton import find_modes
@@ -109,6 +111,20 @@ def test_begins_are_draws_by_their_weights(jumps):
         weight = torch.as_tensor(np.exp(jumps.pool.log_weight[star]))
         same = (points[:, None] == jumps.pool.theta[:, star]).all(-1).sum(0)
         assert ((same - CHAINS * weight).abs() < 1.001).all()
+
+
+@pytest.mark.parametrize(("learned", "rounds"), [(0, 2), (10**9, 5)])
+def test_importance_sampling_goes_on_until_it_has_learned(
+    toy_stellar, toy_stellar_batch, monkeypatch, learned, rounds
+):
+    """No shorter than told, and no longer."""
+    for name, value in {"ROUNDS": 2, "MORE_ROUNDS": 3, "JUMP_DRAWS": 64, "LEARNED": learned}.items():
+        monkeypatch.setattr(nuts, name, value)
+    target = Target(toy_stellar, first_exposures(toy_stellar_batch.select([0])))
+    modes = find_modes(toy_stellar, target.batch, starts=2)
+    settings = Settings(5, 5, 0.8, 2, 100, False, 1)
+    found = nuts._prepared(target, modes, np.zeros(1, int), [1], settings, 0)
+    assert len(found.pool.theta) == rounds * 64
 
 
 def test_nuts_with_jumps_agrees_with_importance(toy_stellar, toy_stellar_batch):
