@@ -30,6 +30,12 @@ __all__ = ["load_model", "read_card", "save_model", "seal", "settings_hash", "sh
 FORMAT_VERSION = 2
 WEIGHTS, CARD = "model.safetensors", "model.json"
 
+_MOST_BYTES = {WEIGHTS: 4 << 30, CARD: 4 << 20}
+"""Of each file, hundreds of times what the shipped bundles have; more is refused before it is read."""
+
+_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
+"""Endings of files that may run code when they are opened."""
+
 _SETTINGS = ("format", "sha256", "grid", "classes", "architecture")
 """What of a card makes the model: the rest only tells of it."""
 
@@ -169,6 +175,8 @@ def _read(path: Path, name: str) -> bytes:
     try:
         if not (path / name).is_file():  # a pipe, say, which may never end
             raise BundleError(f"{path}: {name} cannot be read (there is no such file)")
+        if (size := (path / name).stat().st_size) > _MOST_BYTES[name]:
+            raise BundleError(f"{path}: {name} has {size} bytes, more than any bundle's")
         return (path / name).read_bytes()
     except OSError as error:
         raise BundleError(f"{path}: {name} cannot be read ({error.strerror})") from error
@@ -288,6 +296,15 @@ def _fit(grid: WavelengthGrid, classes: int, networks: dict[str, Any], tensors: 
     for name, shape in expected.items():
         if tuple(tensors[name].shape) != shape:
             raise ValueError(f"{name} is {tuple(tensors[name].shape)}, not {shape}")
+    whole = {
+        f"{part}.{name}"
+        for part, network in networks.items()
+        for name, tensor in network.state_dict().items()
+        if not tensor.is_floating_point()
+    }
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() == (name in whole) or tensor.is_complex():
+            raise ValueError(f"{name} has numbers of the kind {tensor.dtype}")
     buffers = sum(math.prod(buffer.shape) for network in networks.values() for buffer in network.buffers())
     if buffers > 10**7 + 10 * sum(tensor.numel() for tensor in tensors.values()):
         raise ValueError(f"{buffers} numbers would be made of a file that holds fewer")
@@ -329,4 +346,9 @@ def _locate(name: str | Path) -> Path:
             return path
     except (OSError, TypeError, ValueError):  # no name of a file, or a folder that may not be looked into
         pass
+    bundle = f"a bundle is a folder of {CARD} and {WEIGHTS}, as save_model writes it"
+    if str(name).lower().endswith(_PICKLES):
+        raise BundleError(f"{name}: pickles can run code and are never opened; {bundle}")
+    if str(name).endswith((CARD, WEIGHTS)):
+        raise BundleError(f"{name}: {bundle}: give the folder")
     raise BundleError(f"{name}: neither a shipped model ({', '.join(known) or 'none'}) nor a bundle's folder")

@@ -128,6 +128,41 @@ def test_what_is_no_bundle_is_refused(name):
             reads(name)
 
 
+@pytest.mark.parametrize(
+    "name", ["model.pt", "a/model.PTH", "x.pkl", "x.pickle", "last.ckpt", "pytorch_model.bin"]
+)
+def test_pickles_are_never_opened(name, tmp_path, monkeypatch):
+    """Whether they are there or not; the error says what a bundle is."""
+    monkeypatch.chdir(tmp_path)
+    if "/" not in name:
+        torch.save({"a": torch.zeros(1)}, name)
+    for reads in (load_model, read_card):
+        with pytest.raises(BundleError, match=f"{name}: pickles can run code.* a folder of model.json and"):
+            reads(name)
+
+
+@pytest.mark.parametrize("file", ["model.json", "model.safetensors"])
+def test_a_file_of_a_bundle_is_not_its_folder(toy_model, tmp_path, file):
+    path = save_model(toy_model, tmp_path / "toy", card={})
+    with pytest.raises(BundleError, match=f"{file}: a bundle is a folder .*give the folder"):
+        load_model(path / file)
+
+
+@pytest.mark.parametrize("file", ["model.json", "model.safetensors"])
+def test_a_file_far_too_large_is_not_read(toy_model, tmp_path, file):
+    """Files with holes take no room on the disk."""
+    path = save_model(toy_model, tmp_path / "toy", card={})
+    with open(path / file, "ab") as grown:
+        grown.truncate(5 << 30)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BundleError, match=f"toy: {file} has 5368709120 bytes"):
+            load_model(path)
+        assert tracemalloc.get_traced_memory()[1] < 5e7
+    finally:
+        tracemalloc.stop()
+
+
 def edit(path, **changes):
     card = json.loads((path / "model.json").read_text())
     (path / "model.json").write_text(json.dumps({**card, **changes}))
@@ -249,6 +284,12 @@ NAN, GRID = torch.tensor(torch.nan), {"start": 4000.0, "stop": 9000.0, "size": 9
         (lambda p: weights(p, residual__width=torch.tensor(torch.inf)), "residual.width has numbers"),
         (lambda p: weights(p, generator__dense__bias=None), "generator.dense.bias is in one of them only"),
         (lambda p: weights(p, more=torch.zeros(3)), "more is in one of them only"),
+        (lambda p: weights(p, generator__dense__bias=torch.zeros(16, dtype=torch.int64)), "kind torch.int64"),
+        (
+            lambda p: weights(p, prior__centres=torch.zeros(3, 12, 2).bool()),
+            "prior.centres .* kind torch.bool",
+        ),
+        (lambda p: weights(p, residual__width=torch.tensor(1j)), "residual.width .* kind torch.complex64"),
         (lambda p: weights(p, prior__centres=torch.zeros(3, 12, 5)), "the prior has 5 latents"),
     ],
 )
