@@ -11,7 +11,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from bayesspec.grid import (
     NativePixels,
     WavelengthGrid,
+    _median,
     air_to_vacuum,
+    flux_unit,
     mean_absolute_flux,
     overlap_matrix,
     rebin,
@@ -179,6 +181,14 @@ def test_missing_rows_are_the_same_as_masked_ones(first, count):
         assert_allclose(left, right, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("shift", [0.1, 0.6, 1.5])
+def test_overlapping_arms_in_one_spectrum_leave_no_gap(shift):
+    """Where pixels of two arms alternate, they share the range between them, however close they lie."""
+    blue, red = np.arange(3990.0, 4060.0, 2.0), np.arange(4040.0 + shift, 4110.0, 2.0)
+    overlap = overlap_matrix(np.sort(np.concatenate([blue, red])), SMALL)
+    assert_allclose(overlap.sum(1), np.diff(SMALL.edges))
+
+
 def test_a_spectrum_elsewhere_covers_nothing():
     mine = rebin(np.linspace(8000, 9000, 50), np.ones(50), np.ones(50), np.zeros(50, bool), SMALL)
     assert mine.mask.all()
@@ -223,6 +233,22 @@ def test_the_unit_of_flux_scales_with_the_flux_and_ignores_masked_pixels(factor,
     expected = [np.abs(row[~bad]).mean() for row, bad in zip(flux, mask, strict=True)]
     assert_allclose(unit, expected)
     assert mean_absolute_flux(flux, np.ones_like(mask)).tolist() == [0, 0, 0]
+
+
+@given(seeds, st.integers(1, 9))
+def test_the_median_is_that_of_the_pixels_that_were_seen(seed, size):
+    """Of an odd number and of an even one; 0 of none."""
+    rng = np.random.default_rng(seed)
+    values, mask = rng.normal(size=(3, size)), rng.random((3, size)) < 0.4
+    expected = np.ma.median(np.ma.array(values, mask=mask), axis=-1).filled(0.0)
+    assert_allclose(_median(np.where(mask, np.nan, values), mask), expected)
+
+
+@pytest.mark.parametrize("mean", [0.3, 0.45, 0.55, 0.9])
+def test_the_unit_is_the_mean_unless_noise_is_all_there_is(mean):
+    """Which is where the mean is less than half of mean |flux|, here 1."""
+    flux = np.tile([mean + 1, mean - 1], 50)
+    assert flux_unit(flux, np.zeros(100, bool)) == pytest.approx(mean if mean > 0.5 else 1.0)
 
 
 def test_vacuum_wavelengths_are_the_published_ones():

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bayesspec.batch import ObservationBatch
+from bayesspec.model import STATED, UNSTATED
 from bayesspec.noise_level import fill_ivar, robust_level
 
 D = 2048
@@ -140,3 +141,18 @@ def test_runs_on_a_device_without_a_cpu_tensor_in_the_way(batch, only_meta):
     batch, reference = batch.to("meta"), SHAPE.to("meta")
     with only_meta():
         assert fill_ivar(batch, reference).ivar.shape == batch.ivar.shape
+
+
+def test_a_guessed_level_may_be_further_off_than_a_stated_one(toy_stellar, toy_stellar_batch):
+    """One width of its prior away it is 16 % larger where it is stated, and e times where it is not."""
+    known = torch.arange(len(toy_stellar_batch)) % 2 == 0
+    batch = replace(toy_stellar_batch, noise_known=known)
+    latents = torch.zeros(len(batch), toy_stellar.lead_dim + toy_stellar.residual_dim)
+    latents[:, toy_stellar.lead_dim] = 1.0
+    flow = toy_stellar.likelihood(
+        latents, toy_stellar.spectrum(latents), torch.ones(batch.mask.shape[:2]), batch
+    )
+    larger = torch.where(batch.mask, 1.0, flow.noise_std * batch.ivar.sqrt())
+    expected = torch.where(known, STATED, UNSTATED).exp()[:, None, None].expand_as(larger)
+    torch.testing.assert_close(larger, torch.where(batch.mask, 1.0, expected))
+    assert STATED < UNSTATED

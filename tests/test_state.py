@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 import numpy as np
@@ -123,6 +125,9 @@ def state():
         "filters": list(warnings.filters),
         "parameters": sorted(pyro.get_param_store().keys()),
         "validation": torch.distributions.Distribution._validate_args,
+        "handlers": list(pyro.poutine.runtime._PYRO_STACK),
+        "threads": torch.get_num_threads(),
+        "figures": dict(sys.modules["matplotlib"].rcParams) if "matplotlib" in sys.modules else None,
     }
 
 
@@ -161,6 +166,26 @@ def test_state_is_as_it_was_after_an_error(models, stars, monkeypatch, method, e
         with pytest.raises(error):
             denoise(stars, model=models["paper"], **METHODS[method])
         assert state() == before
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer")
+@pytest.mark.parametrize("method", ["newton", "importance", "nuts"])
+def test_an_interrupted_cell_can_be_run_again(run, alone, method):
+    """Ctrl-C at any moment of the work: all is as it was, and the next run gives what it would have given."""
+    begin = time.perf_counter()
+    run("paper", method)
+    usual, before = time.perf_counter() - begin, state()
+    earlier = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for share in (0.1, 0.35, 0.6):
+            with suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, share * usual)
+                run("paper", method)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert state() == before
+    finally:
+        signal.signal(signal.SIGALRM, earlier)
+    assert_same(run("paper", method), alone["paper", method])
 
 
 @pytest.mark.parametrize("caller", CALLERS)

@@ -31,13 +31,14 @@ def once_a_model(make: Callable[..., Made], model: StellarModel, *arguments: Has
     """`make(model, *arguments)`, made anew only if the model or an argument is another than last time.
 
     Another model is one whose generator, prior or passage is another, was moved to another device, or has
-    other numbers. What is made must keep neither the model nor its generator, nor depend on class weights.
+    other numbers, or whose residual term is another one: what is made may keep it, but none of its numbers.
+    What is made must keep neither the model nor its generator, nor depend on class weights.
     """
-    kept, asked = _KEPT.setdefault(model.generator, {}), (model.residual_dim, *arguments)
-    parts, tensors = (model.prior, model.passage), _tensors(model)
+    kept = _KEPT.setdefault(model.generator, {})
+    parts, tensors = (model.prior, model.passage, model.residual), _tensors(model)
     last = kept.get(make)
-    if last is None or last.arguments != asked or not _same(last, parts, tensors):
-        last = kept[make] = _Kept(asked, parts, _state(tensors), make(model, *arguments))
+    if last is None or last.arguments != arguments or not _same(last, parts, tensors):
+        last = kept[make] = _Kept(arguments, parts, _state(tensors), make(model, *arguments))
     return last.made
 
 

@@ -54,6 +54,10 @@ def put_another_prior(model):
     model.prior = copy.deepcopy(model.prior)
 
 
+def put_another_residual_term(model):
+    model.residual = copy.deepcopy(model.residual)
+
+
 def take_another_precision(model):
     model.double()
 
@@ -66,6 +70,7 @@ def take_another_precision(model):
         change_what_is_within,
         load_a_state,
         put_another_prior,
+        put_another_residual_term,
         take_another_precision,
     ],
 )
@@ -85,6 +90,19 @@ def test_numbers_of_an_inference_tensor_are_not_trusted(model):
     with torch.inference_mode():
         model.prior.centres = model.prior.centres.clone()
     assert scan(model) is not scan(model)
+
+
+def test_a_star_is_rare_by_the_model_s_own_residual_term(model):
+    """Two models that share all but that term have scores of their own."""
+    other = copy.copy(model)
+    other.residual = copy.deepcopy(model.residual)
+    other.residual.spread *= 3
+    latents = torch.ones(1, model.lead_dim + model.residual_dim)
+    latents[:, : model.latent_dim] = model.prior.centres[0, 0]
+    klass = torch.zeros(1, dtype=torch.long)
+    for one in (model, other, model):
+        assert once_a_model(PriorTail, one, 0)(latents, klass) == PriorTail(one, 0)(latents, klass)
+    assert PriorTail(model, 0)(latents, klass) != PriorTail(other, 0)(latents, klass)
 
 
 def test_a_copy_has_its_own(model):

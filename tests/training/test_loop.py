@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import random
+import signal
+import sys
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -81,6 +86,30 @@ def test_resumed_run_equals_one_that_was_never_stopped(tmp_path, monkeypatch):
         == end
     )
     assert torch.equal(straight.weight, again.weight)
+
+
+def _train(file):
+    net = network()
+    net.register_buffer("ballast", torch.zeros(2**19))  # so that to write it takes longer than all else
+    loop.minimise(net, regression(net), steps=30, learning_rate=0.05, seed=1, checkpoint=file)
+    return net.weight
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_kill_9_at_random_moments(tmp_path, monkeypatch):
+    """With a checkpoint after every step most kills fall into the writing of one: it is never half of one."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    file, rng, context = tmp_path / "net.safetensors", random.Random(3), multiprocessing.get_context("fork")
+    whole, kills = _train(tmp_path / "whole.safetensors"), 0
+    for _ in range(5):
+        running = context.Process(target=_train, args=(file,))
+        running.start()
+        running.join(rng.uniform(0.01, 0.05))
+        running.kill()
+        running.join()
+        kills += running.exitcode == -signal.SIGKILL
+    assert kills > 0
+    assert torch.equal(_train(file), whole)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():

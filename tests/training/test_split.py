@@ -36,3 +36,14 @@ def test_near_duplicates_are_one_star_and_chains_too():
     assert names.tolist() == ["a", "b", "c", "a", "a"]
     kept = near_duplicates(list("abcde"), flux, mask, distance=0.01, among=np.array([1, 1, 1, 0, 0], bool))
     assert kept.tolist() == list("abcde")
+    few = near_duplicates(list("abcde"), flux, mask, distance=0.01, among=np.array([0, 0, 0, 1, 1], bool))
+    assert few.tolist() == list("abcdd")
+
+
+def test_spectra_that_share_few_pixels_are_two_stars():
+    """However alike they are there: half of the grid has to say so."""
+    flux = np.ones((2, 100))
+    for common, names in ((49, ["a", "b"]), (51, ["a", "a"])):
+        mask = np.zeros(flux.shape, bool)
+        mask[1, common:] = True
+        assert near_duplicates(["a", "b"], flux, mask, distance=0.01).tolist() == names
