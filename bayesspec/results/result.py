@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from astropy import units as u
-from astropy.table import Table
+from astropy.table import MaskedColumn, Table
 from numpy.typing import ArrayLike, NDArray
 
 from bayesspec.exceptions import BayesspecError
@@ -282,31 +282,7 @@ class Result:
         used_fraction, log_density, residual_share, see `Result`; how far the draws can be trusted, see
         `Draws`; flags and warnings, what to look at as bits and in words.
         """
-        from .table import fact_columns, passage_columns
-
-        rows = np.arange(len(self))
-        return Table(
-            {
-                "name": np.array(self.names, dtype=str),
-                **fact_columns(self.facts),
-                "class": np.array(self.classes, dtype=str)[self.best_class],
-                "probability": self.class_probabilities[rows, self.best_class],
-                "scale": np.abs(self.flux).mean(-1),
-                "unit": np.array([unit.to_string() for unit in self.units], dtype=str),
-                "exposures": (~self.observed_mask).any(-1).sum(-1),
-                "chi2": self.chi2,
-                "outlier_score": self.outlier_score,
-                "observed_fraction": self.observed_fraction,
-                "used_fraction": self.used_fraction,
-                "log_density": self.log_density,
-                **passage_columns(self.passage, self.passage_std),
-                **({} if self.residual_share is None else {"residual_share": self.residual_share}),
-                **({} if self.draws is None else self.draws.diagnostics),
-                "flags": self.flags,
-                "warnings": np.array(["; ".join(notes) for notes in self.warnings], dtype=str),
-            },
-            meta={"method": self.method, "model": self.model_name},
-        )
+        return Table(self._columns(), meta={"method": self.method, "model": self.model_name})
 
     def equivalent_widths(self) -> Table:
         """Equivalent widths of strong lines in the star's rest frame, Angstrom, positive in absorption.
@@ -315,6 +291,36 @@ class Result:
         with its posterior standard deviation in ew_h_alpha_err. For `map`, which has none, a line is measured
         only where nine tenths of it and of its continuum were observed. Masked where it cannot be measured.
         """
+        names = np.array(self.names, dtype=str)
+        return Table({"name": names, **self._line_columns()}, masked=True)
+
+    def _columns(self) -> dict[str, Any]:
+        """Of `table`."""
+        from .table import fact_columns, passage_columns
+
+        rows = np.arange(len(self))
+        return {
+            "name": np.array(self.names, dtype=str),
+            **fact_columns(self.facts),
+            "class": np.array(self.classes, dtype=str)[self.best_class],
+            "probability": self.class_probabilities[rows, self.best_class],
+            "scale": np.abs(self.flux).mean(-1),
+            "unit": np.array([unit.to_string() for unit in self.units], dtype=str),
+            "exposures": (~self.observed_mask).any(-1).sum(-1),
+            "chi2": self.chi2,
+            "outlier_score": self.outlier_score,
+            "observed_fraction": self.observed_fraction,
+            "used_fraction": self.used_fraction,
+            "log_density": self.log_density,
+            **passage_columns(self.passage, self.passage_std),
+            **({} if self.residual_share is None else {"residual_share": self.residual_share}),
+            **({} if self.draws is None else self.draws.diagnostics),
+            "flags": self.flags,
+            "warnings": np.array(["; ".join(notes) for notes in self.warnings], dtype=str),
+        }
+
+    def _line_columns(self) -> dict[str, MaskedColumn]:
+        """Of `equivalent_widths`."""
         from .table import line_columns
 
         draws: list[Array] = [self.flux[[i]] for i in range(len(self))]
@@ -325,14 +331,12 @@ class Result:
         velocity: Array = np.zeros(len(self))
         if self.passage is not None and self.passage.shape[-1]:
             velocity = self.passage[:, 0]
-        columns = line_columns(self.grid, draws, seen, velocity)
-        return Table({"name": np.array(self.names, dtype=str), **columns}, masked=True)
+        return line_columns(self.grid, draws, seen, velocity)
 
     def star(self, i: SupportsIndex = 0) -> Star:
         """Star i as plain arrays in the unit of its input: what files and figures hold."""
         one = self[i]
-        table, seen = one.table, (~one.observed_mask[0]).any(-1)
-        widths = one.equivalent_widths()
+        seen, widths = (~one.observed_mask[0]).any(-1), one._line_columns()
         return Star(
             name=one.names[0],
             unit=one.units[0],
@@ -344,8 +348,8 @@ class Result:
             z=one.z[0],
             classes=self.classes,
             class_probabilities=one.class_probabilities[0],
-            row=dict(zip(table.colnames, table[0], strict=True)),
-            lines={name: float(widths[name][0]) for name in widths.colnames[1:] if not widths.mask[name][0]},
+            row={name: column[0] for name, column in one._columns().items()},
+            lines={name: float(column[0]) for name, column in widths.items() if not column.mask[0]},
             warnings=one.warnings[0],
             method=self.method,
             model_name=self.model_name,
