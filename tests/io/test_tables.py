@@ -12,7 +12,7 @@ from astropy.table import Table
 
 from bayesspec import read
 from bayesspec.exceptions import ReadError
-from bayesspec.io.tables import count_spectra, open_spectra
+from bayesspec.io.tables import BLOCK, count_spectra, open_spectra
 
 ROWS, PIXELS = 150, 300
 
@@ -141,3 +141,16 @@ def test_real_files(shared_data):
     for pattern in ("raw/**/*.fits*", "boss_epochs/*"):
         for path in sorted(shared_data.glob(pattern))[:12]:
             assert count_spectra(path) is None
+
+
+@pytest.mark.parametrize("turn", [1, -1], ids=["forwards", "backwards"])
+def test_each_row_is_its_own_across_blocks(tmp_path, turn):
+    """In whatever order rows are read, more of them than are read together."""
+    count = BLOCK + 2
+    flux = 1.0 + np.arange(count)[:, None] + np.zeros(30)
+    table = Table({"FLUX": flux}, meta={"COEFF0": 3.6, "COEFF1": 1e-3})
+    table.write(tmp_path / "many.fits")
+    file = open_spectra(tmp_path / "many.fits")
+    for row in range(count)[::turn]:
+        np.testing.assert_array_equal(file.read(row).exposures[0].flux, flux[row])
+    file.close()
