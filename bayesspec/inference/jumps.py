@@ -9,8 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .conditional import GivenCore
 from .importance import Pool, with_w
 from .proposal import StudentMixture
+from .target import Target
 
 __all__ = ["Jumps"]
 
@@ -37,7 +39,9 @@ class Jumps:
         | PNAS 119, e2109420119 (https://arxiv.org/abs/2105.12603)
 
     Arguments:
-        pool: Draws of N stars, and the mixtures they are from.
+        target: The density of N stars.
+        given: The scores w given the core, or None where there are none.
+        pools: Of each star by itself: draws, and the mixtures they are from.
         star: The star of each chain, (R,).
         seeds: Of each chain's random numbers, (R,).
         count: How often a chain may ask.
@@ -45,21 +49,29 @@ class Jumps:
     """
 
     def __init__(
-        self, pool: Pool, star: NDArray[np.int64], seeds: Sequence[int], count: int, tries: int
+        self,
+        target: Target,
+        given: GivenCore | None,
+        pools: Sequence[Pool],
+        star: NDArray[np.int64],
+        seeds: Sequence[int],
+        count: int,
+        tries: int,
     ) -> None:
-        self.pool, self.star, self.tries = pool, torch.as_tensor(star), tries
-        self.mixture = StudentMixture.mean_of(pool.mixtures)
-        further = pool.target.dim - pool.target.core
+        self.target, self.given, self.pools = target, given, pools
+        self.star, self.tries = torch.as_tensor(star), tries
+        self.mixture = StudentMixture.concatenate([StudentMixture.mean_of(pool.mixtures) for pool in pools])
+        further = target.dim - target.core
         drawn = [
             self.mixture.select(self.star[[row]]).sample(count * tries, seed, further, independent=True)
             for row, seed in enumerate(seeds)
         ]
-        core = pool.target.core
-        given = None if pool.given is None else pool.given.select(self.star)
-        self.theta, log_given = with_w(torch.cat(drawn, dim=1), core, given)
+        core = target.core
+        own = None if given is None else given.select(self.star)
+        self.theta, log_given = with_w(torch.cat(drawn, dim=1), core, own)
         chosen = self.mixture.select(self.star)
         log_core = torch.cat([chosen.log_prob(part) for part in self.theta[..., :core].split(BLOCK)])
-        log_density = pool.target.select(star).log_density(self.theta).double()
+        log_density = target.select(star).log_density(self.theta).double()
         self.log_worth = (log_density - log_core.double() - log_given.double()).nan_to_num(nan=-torch.inf)
         level = np.stack([np.random.default_rng([seed, 1]).random(count * tries) for seed in seeds], axis=-1)
         self.log_level = torch.as_tensor(np.log(level)).to(self.log_worth)
@@ -67,12 +79,13 @@ class Jumps:
     def begin(self, seed: int) -> Tensor:
         """Points to begin at, (R, d): weighted draws, as far apart in their order as can be."""
         chains = torch.bincount(self.star)
-        chosen: list[int] = []
-        for n, count in enumerate(chains.tolist()):
-            edges = np.exp(self.pool.log_weight[n]).cumsum()
+        begin = self.theta.new_empty(len(self.star), self.target.dim)
+        for n, (pool, count) in enumerate(zip(self.pools, chains.tolist(), strict=True)):
+            edges = np.exp(pool.log_weight[0]).cumsum()
             points = (np.arange(count) + np.random.default_rng(seed).random()) / count
-            chosen.extend(np.searchsorted(edges / edges[-1], points))
-        return self.pool.theta[torch.as_tensor(np.array(chosen)), self.star]
+            chosen = np.searchsorted(edges / edges[-1], points)
+            begin[self.star == n] = pool.theta[torch.as_tensor(chosen), 0]
+        return begin
 
     def __call__(
         self, rows: Sequence[int], number: Sequence[int], theta: Tensor, log_density: Tensor
@@ -98,8 +111,8 @@ class Jumps:
 
     def _log_proposal(self, star: Tensor, theta: Tensor) -> Tensor:
         """log q of thetas (B, d), (B,), of chains of these stars (B,)."""
-        core, w = theta.tensor_split((self.pool.target.core,), dim=-1)
+        core, w = theta.tensor_split((self.target.core,), dim=-1)
         found = self.mixture.select(star).log_prob(core).double()
-        if self.pool.given is None:
+        if self.given is None:
             return found
-        return found + self.pool.given.select(star).log_prob(core, w).double()
+        return found + self.given.select(star).log_prob(core, w).double()

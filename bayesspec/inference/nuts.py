@@ -294,14 +294,21 @@ def _sample(
 def _prepared(
     target: Target, modes: Modes, star: NDArray, seeds: list[int], settings: Settings, seed: int
 ) -> Jumps:
-    """Proposals of jumps, from rounds of importance sampling."""
+    """Proposals of jumps, from rounds of importance sampling, of each star as many as it takes."""
     pool = Pool.of(target, modes)
-    for number in range(ROUNDS + MORE_ROUNDS):
-        if number >= ROUNDS and all(effective(weights) >= LEARNED for weights in pool.log_weight):
-            break
-        pool.draw(JUMP_DRAWS, seed + number)
+    given, rows = pool.given, np.arange(len(target.batch))
+    pools: dict[int, Pool] = {}
+    for number in range(1, ROUNDS + MORE_ROUNDS + 1):
+        pool.draw(JUMP_DRAWS, seed + number - 1)
         pool.adapt()
-    return Jumps(pool, star, seeds, settings.warmup + settings.draws, settings.jumps)
+        learned = effective(pool.log_weight) >= LEARNED
+        done = (learned & (number >= ROUNDS)) | (number == ROUNDS + MORE_ROUNDS)
+        pools |= {int(rows[n]): pool.select(np.array([n])) for n in np.flatnonzero(done)}
+        if done.all():
+            break
+        rows, pool = rows[~done], pool.select(np.flatnonzero(~done))
+    each = [pools[n] for n in range(len(pools))]
+    return Jumps(target, given, each, star, seeds, settings.warmup + settings.draws, settings.jumps)
 
 
 def _starts(model: StellarModel, batch: ObservationBatch, modes: Modes, chains: int) -> _Starts:

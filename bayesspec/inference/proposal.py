@@ -65,6 +65,24 @@ class StudentMixture:
         )
         return cls(mean, factor, log_weight, mixtures[0].free, mixtures[0].dof)
 
+    @classmethod
+    def concatenate(cls, mixtures: Sequence[StudentMixture]) -> StudentMixture:
+        """Those of several groups of stars, one after the other, however many components each has."""
+        most = max(mixture.log_weight.shape[1] for mixture in mixtures)
+
+        def padded(part: Tensor, value: float | Tensor) -> Tensor:
+            more = part.new_empty(len(part), most - part.shape[1], *part.shape[2:])
+            return torch.cat([part, more.copy_(torch.as_tensor(value).expand_as(more))], dim=1)
+
+        unit = torch.eye(mixtures[0].free.shape[-1]).to(mixtures[0].factor)
+        return cls(
+            torch.cat([padded(mixture.mean, 0.0) for mixture in mixtures]),
+            torch.cat([padded(mixture.factor, unit) for mixture in mixtures]),
+            torch.cat([padded(mixture.log_weight, -math.inf) for mixture in mixtures]),
+            torch.cat([mixture.free for mixture in mixtures]),
+            mixtures[0].dof,
+        )
+
     def sample(self, count: int, seed: int, further: int = 0, *, independent: bool = False) -> Tensor:
         """Draws, (count, N, d), and standard normal numbers beside them, (count, N, d + further).
 

@@ -26,7 +26,10 @@ def jumps(toy_stellar, toy_stellar_batch):
     for seed in range(3):
         pool.draw(1024, seed)
         pool.adapt()
-    return Jumps(pool, np.repeat([0, 1], CHAINS), range(2 * CHAINS), 2, 3)
+    pools = [pool.select(np.array([n])) for n in range(2)]
+    pools[1].draw(1024, 3)  # one star may have learned more than the other
+    pools[1].adapt()
+    return Jumps(target, pool.given, pools, np.repeat([0, 1], CHAINS), range(2 * CHAINS), 2, 3)
 
 
 def test_worth_is_that_of_importance_sampling(jumps):
@@ -35,7 +38,9 @@ def test_worth_is_that_of_importance_sampling(jumps):
         worth = jumps.log_worth[:, jumps.star == star].flatten()
         evidence = worth.logsumexp(0) - np.log(len(worth))
         log_weight = torch.log_softmax(worth, 0).numpy()
-        expected = np.logaddexp.reduce(jumps.pool.log_ratio[star]) - np.log(jumps.pool.log_ratio.shape[1])
+        expected = np.logaddexp.reduce(jumps.pools[star].log_ratio[0]) - np.log(
+            jumps.pools[star].log_ratio.shape[1]
+        )
         assert abs(float(evidence) - expected) < 5 / effective(log_weight) ** 0.5 + 0.02
 
 
@@ -43,8 +48,8 @@ def test_density_of_proposals(jumps):
     """What is drawn and what its density is said to be belong together: w given the core, and the core."""
     rows = torch.arange(0, 2 * CHAINS, 50)
     theta = jumps.theta[1, rows]
-    core, w = theta.tensor_split((jumps.pool.target.core,), dim=-1)
-    given = jumps.pool.given.select(jumps.star[rows])
+    core, w = theta.tensor_split((jumps.target.core,), dim=-1)
+    given = jumps.given.select(jumps.star[rows])
     normal = torch.randn(w.shape, generator=torch.Generator().manual_seed(0))
     drawn, density = given.draw(core[None], normal[None])
     torch.testing.assert_close(given.log_prob(core, drawn[0]), density[0], atol=1e-2, rtol=1e-4)
@@ -70,7 +75,7 @@ def test_every_proposal_is_offered_once(jumps):
     """
     rows, number = list(range(0, 2 * CHAINS, 20)), 1
     begin = jumps.begin(2)[rows]
-    density = jumps.pool.target.select(jumps.star[rows].numpy()).log_density(begin)
+    density = jumps.target.select(jumps.star[rows].numpy()).log_density(begin)
     found, accepted = jumps(rows, [number] * len(rows), begin, density)
     first = density.double() - jumps._log_proposal(jumps.star[rows], begin)
     for k, row in enumerate(rows):
@@ -88,7 +93,7 @@ def test_every_proposal_is_offered_once(jumps):
 def test_the_posterior_stays(jumps, toy_stellar):
     """Chains that begin at draws of the posterior are draws of it after jumps alone; most have moved."""
     begin = theta = jumps.begin(1)
-    target = jumps.pool.target.select(jumps.star.numpy())
+    target = jumps.target.select(jumps.star.numpy())
     rows = list(range(len(theta)))
     for number in range(2):
         theta, _ = jumps(rows, [number] * len(rows), theta, target.log_density(theta))
@@ -97,7 +102,7 @@ def test_the_posterior_stays(jumps, toy_stellar):
         own = jumps.star == star
         assert moved[own].float().mean() > 0.6
         before, after = begin[own], theta[own]
-        free = jumps.pool.target.free[star]
+        free = jumps.target.free[star]
         std = before.std(0)[free]
         assert ((before.mean(0) - after.mean(0))[free].abs() < 4.5 * std * (2 / CHAINS) ** 0.5).all()
         ratio = after.std(0)[free] / std
@@ -108,8 +113,8 @@ def test_begins_are_draws_by_their_weights(jumps):
     """As many of each draw as its weight says, to one."""
     for star in range(2):
         points = jumps.begin(3)[jumps.star == star]
-        weight = torch.as_tensor(np.exp(jumps.pool.log_weight[star]))
-        same = (points[:, None] == jumps.pool.theta[:, star]).all(-1).sum(0)
+        weight = torch.as_tensor(np.exp(jumps.pools[star].log_weight[0]))
+        same = (points[:, None] == jumps.pools[star].theta[:, 0]).all(-1).sum(0)
         assert ((same - CHAINS * weight).abs() < 1.001).all()
 
 
@@ -124,7 +129,7 @@ def test_importance_sampling_goes_on_until_it_has_learned(
     modes = find_modes(toy_stellar, target.batch, starts=2)
     settings = Settings(5, 5, 0.8, 2, 100, False, 1)
     found = nuts._prepared(target, modes, np.zeros(1, int), [1], settings, 0)
-    assert len(found.pool.theta) == rounds * 64
+    assert len(found.pools[0].theta) == rounds * 64
 
 
 def test_nuts_with_jumps_agrees_with_importance(toy_stellar, toy_stellar_batch):

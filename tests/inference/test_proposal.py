@@ -144,3 +144,14 @@ def test_the_mean_of_mixtures_is_a_mixture(mixture):
     theta = both.sample(200, seed=4)
     expected = torch.logaddexp(mixture.log_prob(theta), other.log_prob(theta)) - math.log(2)
     torch.testing.assert_close(both.log_prob(theta), expected)
+
+
+def test_stars_are_put_together_whatever_their_components(mixture):
+    """Draws and densities are those of each by itself."""
+    first, second = mixture.select(torch.tensor([0])), mixture.select(torch.tensor([1]))
+    larger = StudentMixture.mean_of([second, second])
+    both = StudentMixture.concatenate([first, larger])
+    theta = both.sample(200, seed=3)
+    for n, own in enumerate((first, larger)):
+        torch.testing.assert_close(theta[:, [n]], own.sample(200, seed=3))
+        torch.testing.assert_close(both.log_prob(theta)[:, [n]], own.log_prob(theta[:, [n]]))
