@@ -162,6 +162,9 @@ class Target:
         curvature = torch.einsum("ind,ndj->nij", 0.5 * (behind - ahead), axes)
         curvature = 0.5 * (curvature + curvature.mT)
         pinned = torch.diag_embed((~self.free).to(theta.dtype))
+        # Where a gradient a standard deviation away overflows, the metric is all that is known.
+        known = curvature.isfinite().all(-1).all(-1)[:, None, None]
+        curvature = torch.where(known, curvature, torch.diag_embed(self.free.to(theta.dtype)))
         values, vectors = torch.linalg.eigh(curvature + pinned)
         factor = axes @ (vectors * values.clamp(*_CURVATURE).rsqrt()[..., None, :])
         return torch.linalg.cholesky(factor @ factor.mT)

@@ -69,6 +69,8 @@ def posterior_columns(
     latents = torch.as_tensor(draws.latents).reshape(len(draws), count, -1).to(device)
     log_scale = torch.as_tensor(draws.log_scale).reshape(len(draws), count, -1).to(device)
     log_density = torch.as_tensor(draws.log_density).reshape(len(draws), count).to(latents)
+    # Of a draw so far out that its density overflows: the mean of all is a number, if an absurd one.
+    log_density = log_density.clamp_min(torch.finfo(log_density.dtype).min / count)
     weight = torch.full((len(draws), count), 1.0 / count, device=device)
     if draws.log_weight is not None:
         weight = torch.as_tensor(draws.log_weight).reshape(len(draws), count).exp().to(weight)
