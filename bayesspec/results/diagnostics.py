@@ -59,29 +59,29 @@ class Flag(IntFlag):
     """
 
     LOW_SNR = 1
-    """Hardly a signal, as the whole spectrum is not much larger than its error."""
+    """Very weak signal: the spectrum as a whole is not much larger than its error."""
     NOT_A_STAR = 2
-    """Lines and bands of its kind are not there, or too weak, as in a galaxy, a quasar, a straight line."""
+    """Lines and bands of its class are missing or too weak, as in a galaxy, a quasar or a straight line."""
     OUTSIDE_CLASS = 4
-    """Stars of its class are hardly ever as rare, see `outlier_score`."""
+    """Stars of its class are hardly ever as unusual, see `outlier_score`."""
     OUTSIDE_MODEL = 8
-    """The noise is much larger than the model's, which does not describe the star, or its noise."""
+    """The residuals are much larger than expected: the model does not describe the star, or its noise."""
     ARMS_DO_NOT_JOIN = 16
-    """The red arm has another flux scale than the blue one."""
+    """The flux scales of the red and the blue arm differ."""
     UNFINISHED = 32
-    """The climb to the mode has not ended."""
+    """The optimiser has not converged."""
     BUDGET_SPENT = 64
-    """NUTS has stopped before the end, as it has asked for as many densities as it may."""
+    """NUTS has used up its budget of steps, and the rest of the chain mixes slowly."""
     CHAINS_DISAGREE = 128
-    """R-hat of the chains is too large."""
+    """The R-hat of the chains is too large."""
     FEW_DRAWS = 256
-    """Effective draws of NUTS, in bulk or tails, are too few."""
+    """NUTS has too few effective draws, in the bulk or in the tails."""
     DIVERGENCES = 512
-    """Some steps of NUTS went astray."""
+    """Some NUTS trajectories diverged."""
     BAD_WEIGHTS = 1024
-    """Pareto k is too large, so that weighted draws are not to be trusted."""
+    """Pareto k is too large, so the weighted draws are unreliable."""
     BAD_LAPLACE = 2048
-    """The posterior is not normal about its modes: widths by `laplace` may be wrong by a tenth or more."""
+    """The posterior is not normal around its modes: `laplace`'s standard deviations may be off by 10 %."""
 
     @classmethod
     def _missing_(cls, value: Any) -> Flag:
@@ -194,26 +194,26 @@ def notes(
     """What there is to say; `lacking` is how strong the lines are where that is the reason, else NaN."""
     said: dict[Flag, str] = {}
     if signal < FAINT:
-        said[Flag.LOW_SNR] = f"hardly a signal: {max(signal, 0.0):.0f} times its error, all pixels together"
+        said[Flag.LOW_SNR] = f"very weak signal: {max(signal, 0.0):.0f} times its error over all pixels"
     elif outlier < RARE and not np.isnan(lacking):
         said[Flag.NOT_A_STAR] = (
-            f"outside its class: lines and bands of its kind have {lacking:.2f} of their strength"
+            f"outside its class: its lines and bands have {lacking:.2f} of the strength usual for its class"
         )
     elif outlier < RARE:
         probability = f"probability {outlier:.1g}" if outlier > LEAST else f"probability below {LEAST:.0e}"
-        said[Flag.OUTSIDE_CLASS] = f"outside its class: stars rarer than this have {probability}"
+        said[Flag.OUTSIDE_CLASS] = f"outside its class: a star this unusual has {probability}"
     if chi2 > EXCESS_NOISE:
         said[Flag.OUTSIDE_MODEL] = (
-            f"outside the model: the noise is {np.sqrt(chi2):.1f} times as large as the model's"
+            f"outside the model: the noise is {np.sqrt(chi2):.1f} times as large as expected"
         )
     if abs(step) > APART:
         said[Flag.ARMS_DO_NOT_JOIN] = (
-            f"arms do not join: beside the blue one the red one is {np.exp(step):.2f} times what it should be"
+            f"arms do not join: relative to the blue arm, the red arm is {np.exp(step):.2f} times too bright"
         )
     if (gain := diagnostics.get("promise", 0.0)) > UNFINISHED:
-        said[Flag.UNFINISHED] = f"the climb has not ended: one more step promises {gain:.1g} in log density"
+        said[Flag.UNFINISHED] = f"not converged: one more step promises a gain of {gain:.1g} in log density"
     if diagnostics.get("budget_spent", False):
-        said[Flag.BUDGET_SPENT] = "NUTS has spent its budget of densities"
+        said[Flag.BUDGET_SPENT] = "NUTS has used up its budget of steps"
     if diagnostics.get("r_hat", 1.0) >= R_HAT:
         said[Flag.CHAINS_DISAGREE] = f"chains disagree: R-hat {diagnostics['r_hat']:.3f}"
     by_chains = diagnostics.get("handed_over", "r_hat" in diagnostics)
@@ -223,7 +223,9 @@ def notes(
         said[Flag.DIVERGENCES] = f"{diagnostics['divergences']:.0f} divergences"
     if diagnostics.get("pareto_k", 0.0) > PARETO_K:
         instead = ": drawn by NUTS instead" if diagnostics.get("handed_over") else ""
-        said[Flag.BAD_WEIGHTS] = f"weights not to be trusted, Pareto k {diagnostics['pareto_k']:.2f}{instead}"
+        said[Flag.BAD_WEIGHTS] = (
+            f"unreliable importance weights: Pareto k {diagnostics['pareto_k']:.2f}{instead}"
+        )
     if (k := diagnostics.get("laplace_k", 0.0)) > PARETO_K:
-        said[Flag.BAD_LAPLACE] = f"not a normal posterior: Pareto k {k:.2f}; importance sampling knows better"
+        said[Flag.BAD_LAPLACE] = f"the posterior is not normal: Pareto k {k:.2f}; use importance sampling"
     return said

@@ -28,7 +28,7 @@ def test_the_hand_over_can_be_left_out(toy_model):
     options = {"model": toy_model, "method": "importance", "draws": 20, "rounds": 0}
     res = bayesspec.denoise(star, **options)
     assert not res.table["handed_over"][0]
-    assert res.warnings[0][-1].startswith("weights not to be trusted, Pareto k")
+    assert res.warnings[0][-1].startswith("unreliable importance weights: Pareto k")
     assert "NUTS" not in res.table["warnings"][0]
     batch = ObservationBatch.from_observations([star], toy_model.grid)
     np.testing.assert_array_equal(res.draws.z, importance_draws(toy_model, batch, draws=20, rounds=0).z)
