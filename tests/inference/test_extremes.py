@@ -42,7 +42,7 @@ EXTREMES = {
 OPTIONS = {"map": {}, "laplace": {}, "importance": {"draws": 64}}
 
 
-@pytest.fixture(scope="module", params=["toy_model", "kang2021"])
+@pytest.fixture(scope="module", params=["toy_model", pytest.param("kang2021", marks=pytest.mark.slow)])
 def model(request):
     name = request.param
     return request.getfixturevalue(name) if name == "toy_model" else bayesspec.load_model(name)
