@@ -27,7 +27,7 @@ from tests.io.conftest import LAYOUTS, to_bytes
 
 GRID = WavelengthGrid()
 
-MEMORY, SECONDS = 512 << 20, 5.0
+MEMORY, SECONDS = 512 << 20, 20.0
 """What reading one file of at most 1.5 MB may add to the process, and how long it may compute."""
 
 

@@ -175,7 +175,7 @@ def test_a_size_below_zero_is_refused(keyword, many, tmp_path):
     for opens in (read, open_spectra):
         with pytest.raises(ReadError, match=r"loop.fits: damaged header of HDU 1"):
             opens(path)
-    assert time.process_time() - begin < 2
+    assert time.process_time() - begin < 10
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_headers_of_files_of_many_are_not_believed_either(keyword, value, tmp_pa
     assert count_spectra(path) is None
     assert tracemalloc.get_traced_memory()[1] < 64 << 20
     tracemalloc.stop()
-    assert time.process_time() - begin < 2
+    assert time.process_time() - begin < 10
 
 
 def test_a_file_of_many_headers_or_of_one_without_end_is_refused():
@@ -202,7 +202,7 @@ def test_a_file_of_many_headers_or_of_one_without_end_is_refused():
         begin = time.process_time()
         with pytest.raises(ReadError, match=cause):
             read(io.BytesIO(content))
-        assert time.process_time() - begin < 4
+        assert time.process_time() - begin < 15
 
 
 def test_gzip_of_a_file_of_many_has_a_bound(tmp_path, monkeypatch):
@@ -240,7 +240,7 @@ def test_ecsv_has_the_bounds_of_text(content, cause):
     begin = time.process_time()
     with pytest.raises(ReadError, match=cause):
         read(io.StringIO(content))
-    assert time.process_time() - begin < 4
+    assert time.process_time() - begin < 15
 
 
 # Arms
