@@ -62,15 +62,14 @@ class Jumps:
         self.star, self.tries = torch.as_tensor(star), tries
         self.mixture = StudentMixture.concatenate([StudentMixture.mean_of(pool.mixtures) for pool in pools])
         further = target.dim - target.core
+        core, chains = target.core, self.mixture.select(self.star)
         drawn = [
-            self.mixture.select(self.star[[row]]).sample(count * tries, seed, further, independent=True)
+            chains.select(torch.tensor([row])).sample(count * tries, seed, further, independent=True)
             for row, seed in enumerate(seeds)
         ]
-        core = target.core
         own = None if given is None else given.select(self.star)
         self.theta, log_given = with_w(torch.cat(drawn, dim=1), core, own)
-        chosen = self.mixture.select(self.star)
-        log_core = torch.cat([chosen.log_prob(part) for part in self.theta[..., :core].split(BLOCK)])
+        log_core = torch.cat([chains.log_prob(part) for part in self.theta[..., :core].split(BLOCK)])
         log_density = target.select(star).log_density(self.theta).double()
         self.log_worth = (log_density - log_core.double() - log_given.double()).nan_to_num(nan=-torch.inf)
         level = np.stack([np.random.default_rng([seed, 1]).random(count * tries) for seed in seeds], axis=-1)

@@ -23,7 +23,7 @@ from bayesspec.exceptions import ReadError
 from bayesspec.observation import Observation
 from bayesspec.units import parse_unit
 
-from .bits import bad_pixels
+from .bits import bad_pixels, survey_by
 from .columns import MOST_PIXELS, column_roles, one_of_each, to_ivar, to_vacuum, with_units
 
 __all__ = ["read_ascii", "read_ecsv"]
@@ -79,7 +79,7 @@ def read_ascii(text: str, *, air: bool | None = None) -> Observation:
     if "mask" in columns:
         mask |= columns["mask"] != 0
     if "andmask" in columns:
-        mask |= bad_pixels(columns["andmask"], survey="SDSS" if "loglam" in roles else "LAMOST")
+        mask |= bad_pixels(columns["andmask"], survey=survey_by(roles))
     return Observation(
         to_vacuum(columns["wavelength"], _is_air([title or "", *comments]) if air is None else air),
         columns["flux"],

@@ -12,12 +12,13 @@ for none).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["DOUBTFUL", "LAMOST_MASK", "MISSING", "SPPIXMASK", "bad_pixels", "fibre_flags"]
+__all__ = ["DOUBTFUL", "LAMOST_MASK", "MISSING", "SPPIXMASK", "bad_pixels", "fibre_flags", "survey_by"]
 
 SPPIXMASK = {
     "NOPLUG": 0,
@@ -92,6 +93,11 @@ def bad_pixels(
     for table in _TABLES[survey]:
         wanted |= sum(1 << bit for name, bit in table.items() if name in names)
     return (_integers(bits) & wanted) != 0
+
+
+def survey_by(roles: Iterable[str]) -> Literal["SDSS", "LAMOST"]:
+    """Whose bits a table has that does not say: SDSS's tables have a loglam, LAMOST's a wavelength."""
+    return "SDSS" if "loglam" in roles else "LAMOST"
 
 
 def fibre_flags(bits: ArrayLike) -> tuple[str, ...]:

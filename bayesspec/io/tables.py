@@ -11,20 +11,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 from astropy.io import fits
-from numpy.typing import NDArray
 
 from bayesspec.exceptions import BayesspecError, ObservationError, ReadError
 from bayesspec.observation import Observation, printable
 
 from .arms import join_arms
-from .bits import bad_pixels
 from .columns import (
     MOST_PIXELS,
     column_names,
@@ -33,51 +30,18 @@ from .columns import (
     null_of,
     one_of_each,
     read_facts,
-    to_ivar,
-    to_vacuum,
     with_units,
 )
-from .lamost import padding
-from .source import check_headers, open_regular, quiet, stem, unpacked
+from .rows import FACTS, NAMES, SpectraFile, label_of, text_of, to_star
+from .source import check_headers, open_regular, quiet, unpacked
 
-__all__ = ["SpectraFile", "count_spectra", "open_spectra"]
-
-NAMES = ("NAME", "ID", "TARGETID", "OBSID", "OBJID", "SPECOBJID", "OBJECT", "STAR")
-"""Columns that may say what a spectrum is called, the first that is there."""
-
-FACTS = {
-    "survey": ("SURVEY",),
-    "plate": ("PLATE", "PLATEID"),
-    "mjd": ("MJD", "LMJD"),
-    "fiber": ("FIBERID", "FIBER"),
-    "obsid": ("OBSID",),
-    "target_id": ("TARGETID",),
-    "gaia_id": ("GAIA_ID", "GAIA_SOURCE_ID", "GAIA_DR3_SOURCE_ID", "GAIA_DR2_SOURCE_ID"),
-    "class": ("CLASS",),
-    "subclass": ("SUBCLASS",),
-    "redshift": ("Z", "REDSHIFT"),
-    "ra": ("RA", "PLUG_RA", "TARGET_RA"),
-    "dec": ("DEC", "PLUG_DEC", "TARGET_DEC"),
-}
-"""What surveys say of a star, and the columns that may say it."""
+__all__ = ["count_spectra", "open_spectra"]
 
 BLOCK = 64
 """Rows that are read together."""
 
 _MOST_UNPACKED = 2 << 30
 """Bytes of a gzipped file of many spectra: a few MB of gzip can hold any number."""
-
-
-class SpectraFile(Protocol):
-    """A file of many spectra: `len(file)` of them, `file.read(k)` is one."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, row: int, *, strict: bool = False) -> Observation:
-        """The star of a row."""
-
-    def close(self) -> None:
-        """Let go of the file."""
 
 
 def count_spectra(path: str | Path) -> int | None:
@@ -162,32 +126,7 @@ def _check_size(pixels: int) -> None:
         raise ReadError(f"a spectrum of {pixels} pixels, which none has")
 
 
-class _Rows:
-    """What the formats have in common: whatever is wrong with a row is one error of this package."""
-
-    path: str | Path
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def read(self, row: int, *, strict: bool = False) -> Observation:
-        """The star of a row."""
-        if not 0 <= row < len(self):
-            raise ReadError(f"{printable(str(self.path))}: no spectrum {row}, there are {len(self)}")
-        try:
-            with quiet():
-                return self._read(row, strict)
-        except BayesspecError:
-            raise
-        except Exception as error:  # damaged files fail anywhere, with any
-            cause = f"{type(error).__name__}: {printable(str(error))}"
-            raise ReadError(f"{printable(str(self.path))}[{row}]: damaged ({cause})") from error
-
-    def _read(self, row: int, strict: bool) -> Observation:
-        raise NotImplementedError
-
-
-class _FitsTable(_Rows):
+class _FitsTable(SpectraFile):
     """A block of rows at a time, by its place in the file: a mapped file would count as memory."""
 
     def __init__(
@@ -216,13 +155,10 @@ class _FitsTable(_Rows):
             for role, values in columns.items()
         }
         label = next((name for name in NAMES if name in map(str.upper, self._names)), None)
-        name = _label(self.path, row, None if label is None else data.field(label)[k])
-        star = _star(columns, units, self._shared, [self._primary, self._header], name, strict)
+        name = label_of(self.path, row, None if label is None else data.field(label)[k])
+        star = to_star(columns, units, self._shared, [self._primary, self._header], name, strict)
         star.meta |= read_facts(FACTS, data[k], fits.Header())
         return star
-
-    def close(self) -> None:
-        self._file.close()
 
     def _rows(self, row: int) -> fits.FITS_rec:
         if self._block is None or not self._first <= row < self._first + len(self._block):
@@ -239,7 +175,7 @@ class _FitsTable(_Rows):
         return self._block
 
 
-class _FitsImages(_Rows):
+class _FitsImages(SpectraFile):
     """A row of each image at a time."""
 
     def __init__(self, path: str | Path, file: BinaryIO, hdus: fits.HDUList, arms: list[str]) -> None:
@@ -254,7 +190,7 @@ class _FitsImages(_Rows):
 
     def _read(self, row: int, strict: bool) -> Observation:
         facts = {} if self._targets is None else read_facts(FACTS, self._targets[row], fits.Header())
-        name = _label(self.path, row, facts.get("target_id"))
+        name = label_of(self.path, row, facts.get("target_id"))
         stars, errors = [], []
         for arm in self._arms:
             try:
@@ -274,9 +210,6 @@ class _FitsImages(_Rows):
         one.meta |= facts
         return one
 
-    def close(self) -> None:
-        self._file.close()
-
     def _arm(self, arm: str, row: int, name: str, strict: bool) -> Observation:
         columns = {"wavelength": self._wavelength[arm]}
         units = {"wavelength": self._hdus[f"{arm}WAVELENGTH"].header.get("BUNIT")}
@@ -285,10 +218,10 @@ class _FitsImages(_Rows):
                 columns[role] = filled(role, np.asarray(self._hdus[key].section[row]), False)
                 units[role] = self._hdus[key].header.get("BUNIT")
         headers = [self._hdus[0].header, self._hdus[f"{arm}WAVELENGTH"].header]
-        return _star(columns, units, None, headers, name, strict)
+        return to_star(columns, units, None, headers, name, strict)
 
 
-class _Parquet(_Rows):
+class _Parquet(SpectraFile):
     """A group of rows at a time, as the file has them."""
 
     def __init__(self, path: str | Path) -> None:
@@ -299,7 +232,7 @@ class _Parquet(_Rows):
         self._roles = {role: schema.names[n] for role, n in one_of_each(schema.names).items()}
         if "flux" not in self._roles:
             raise ReadError("no column of fluxes")
-        self._units = {role: _text((schema.field(n).metadata or {}).get(b"unit")) for role, n in
+        self._units = {role: text_of((schema.field(n).metadata or {}).get(b"unit")) for role, n in
                        self._roles.items()}  # fmt: skip
         upper = {name.upper(): name for name in schema.names}
         self._label = next((upper[name] for name in NAMES if name in upper), None)
@@ -329,45 +262,10 @@ class _Parquet(_Rows):
         shared = None
         if len(self._coefficients) == 2:
             shared = 10 ** (self._coefficients[0] + self._coefficients[1] * np.arange(len(columns["flux"])))
-        name = _label(self.path, row, self._rows[self._label][k].as_py() if self._label else None)
-        star = _star(columns, self._units, shared, [], name, strict)
+        name = label_of(self.path, row, self._rows[self._label][k].as_py() if self._label else None)
+        star = to_star(columns, self._units, shared, [], name, strict)
         star.meta |= {fact: self._rows[column][k].as_py() for fact, column in self._facts.items()}
         return star
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _star(
-    columns: dict[str, NDArray],
-    units: Mapping[str, str | None],
-    shared: Any | None,
-    headers: Sequence[fits.Header],
-    name: str,
-    strict: bool,
-) -> Observation:
-    """One row as `read` takes a table of that row alone."""
-    try:
-        found = with_units(columns, units)
-        if "wavelength" not in found:
-            if shared is None:
-                raise ReadError("no wavelengths: neither in the row, the header nor an HDU of their own")
-            found["wavelength"] = shared
-        flux = found["flux"]
-        bad = padding(np.asarray(flux))
-        if "andmask" in found:
-            bits = found["andmask"]
-            bad |= bad_pixels(bits, survey="SDSS" if "loglam" in columns else "LAMOST", strict=strict)
-        if "mask" in found:
-            bad |= found["mask"] != 0
-        wavelength = to_vacuum(found["wavelength"], None, *headers)
-        return Observation(wavelength, flux, to_ivar(found), bad, name=name)
-    except ReadError as error:
-        raise ReadError(f"{name}: {error}") from error
-    except BayesspecError:
-        raise
-    except Exception as error:
-        raise ReadError(f"{name}: {printable(str(error))}") from error
 
 
 def _shared_wavelength(hdus: fits.HDUList, hdu: fits.BinTableHDU, roles: dict[str, int]) -> Any | None:
@@ -384,18 +282,3 @@ def _shared_wavelength(hdus: fits.HDUList, hdu: fits.BinTableHDU, roles: dict[st
             unit = own.header.get("BUNIT" if own.is_image else "TUNIT1")
             return with_units({role: np.asarray(values, dtype=float)}, {role: unit})["wavelength"]
     return None
-
-
-def _label(path: str | Path, row: int, value: Any) -> str:
-    text = (_text(value) or "").strip()
-    return text or f"{stem(str(path))}[{row}]"
-
-
-def _text(value: Any) -> str | None:
-    return (
-        value.decode("utf-8", "replace")
-        if isinstance(value, bytes)
-        else None
-        if value is None
-        else str(value)
-    )

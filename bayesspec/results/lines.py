@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from astropy import constants
 from numpy.typing import NDArray
 
 from bayesspec.grid import WavelengthGrid
+from bayesspec.physics.doppler import SPEED_OF_LIGHT
 
 __all__ = ["LINES", "Line", "equivalent_width"]
-
-SPEED_OF_LIGHT = constants.c.to_value("km/s")
 
 Band = tuple[float, float]
 

@@ -335,8 +335,14 @@ class Result:
 
     def star(self, i: SupportsIndex = 0) -> Star:
         """Star i as plain arrays in the unit of its input: what files and figures hold."""
+        lines = self[i]._line_columns().items()
+        widths = {name: float(column[0]) for name, column in lines if not column.mask[0]}
+        return replace(self._without_lines(i), lines=widths)
+
+    def _without_lines(self, i: SupportsIndex) -> Star:
+        """Star i for what shows no widths of lines, of which draws take longer than a figure."""
         one = self[i]
-        seen, widths = (~one.observed_mask[0]).any(-1), one._line_columns()
+        seen = (~one.observed_mask[0]).any(-1)
         return Star(
             name=one.names[0],
             unit=one.units[0],
@@ -349,7 +355,7 @@ class Result:
             classes=self.classes,
             class_probabilities=one.class_probabilities[0],
             row={name: column[0] for name, column in one._columns().items()},
-            lines={name: float(column[0]) for name, column in widths.items() if not column.mask[0]},
+            lines={},
             warnings=one.warnings[0],
             method=self.method,
             model_name=self.model_name,
@@ -365,7 +371,7 @@ class Result:
         from astropy.nddata import StdDevUncertainty
         from specutils import Spectrum
 
-        star = self.star(i)
+        star = self._without_lines(i)
         std = star.flux_std
         return Spectrum(
             spectral_axis=self.wavelength * u.AA,
@@ -399,7 +405,7 @@ class Result:
         """
         from .plotting import plot_spectra, plot_star
 
-        star = self.star(i)
+        star = self._without_lines(i)
         if ax is None:
             return plot_star(star, truth)
         plot_spectra(ax, star, truth)

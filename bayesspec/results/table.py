@@ -11,9 +11,10 @@ from astropy.table import Column, MaskedColumn
 from numpy.typing import NDArray
 
 from bayesspec.grid import WavelengthGrid
+from bayesspec.physics.doppler import SPEED_OF_LIGHT
 
 from .facts import FACTS
-from .lines import LINES, SPEED_OF_LIGHT, equivalent_width
+from .lines import LINES, equivalent_width
 
 __all__ = ["fact_columns", "line_columns", "passage_columns"]
 

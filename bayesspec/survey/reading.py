@@ -12,7 +12,8 @@ from typing import Literal
 from bayesspec.exceptions import BayesspecError
 from bayesspec.grid import WavelengthGrid
 from bayesspec.io import read
-from bayesspec.io.tables import SpectraFile, count_spectra, open_spectra
+from bayesspec.io.rows import SpectraFile
+from bayesspec.io.tables import count_spectra, open_spectra
 from bayesspec.observation import Gridded
 
 from .inputs import Input
