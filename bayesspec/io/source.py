@@ -112,7 +112,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def unpacked(file: BinaryIO, most: int) -> BinaryIO:
-    """A file from its first byte; if it is gzipped, what is in it, in memory.
+    """A file from its first byte, of which no more than it has is read; if gzipped, what is in it, in memory.
 
     Raises:
         ReadError: if that is more than so many bytes.
@@ -120,7 +120,7 @@ def unpacked(file: BinaryIO, most: int) -> BinaryIO:
     packed = file.read(2) == _GZIP
     file.seek(0)
     if not packed:
-        return file
+        return _NoMore(file)
     with file, gzip.open(file) as content:
         whole = io.BytesIO()
         while part := content.read(1 << 20):
@@ -129,6 +129,33 @@ def unpacked(file: BinaryIO, most: int) -> BinaryIO:
                 raise ReadError(f"holds more than {most >> 20} MiB: unpack it first (gunzip)")
     whole.seek(0)
     return whole
+
+
+class _NoMore(io.BufferedIOBase):
+    """A file that makes no room for bytes it has not: a damaged table may ask for any number of them."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._size = file, os.fstat(file.fileno()).st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(self._size - self._file.tell(), 0)
+        return self._file.read(left if size is None or size < 0 else min(size, left))
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _read(file: Any) -> bytes:

@@ -25,7 +25,7 @@ from bayesspec.grid import air_to_vacuum
 from bayesspec.io import tables
 from bayesspec.io.tables import count_spectra, open_spectra
 from tests.io.conftest import LAYOUTS, lamost_table, sdss, to_bytes
-from tests.io.hostile import Values, desi, library
+from tests.io.hostile import Values, desi, files_of_many, library
 
 WAVE = np.linspace(4000.0, 9000.0, 50)
 FLUX = np.linspace(1.0, 2.0, 50)
@@ -175,7 +175,7 @@ def test_a_size_below_zero_is_refused(keyword, many, tmp_path):
     for opens in (read, open_spectra):
         with pytest.raises(ReadError, match=r"loop.fits: damaged header of HDU 1"):
             opens(path)
-    assert time.process_time() - begin < 10
+    assert time.process_time() - begin < 2
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,25 @@ def test_headers_of_files_of_many_are_not_believed_either(keyword, value, tmp_pa
     assert count_spectra(path) is None
     assert tracemalloc.get_traced_memory()[1] < 64 << 20
     tracemalloc.stop()
-    assert time.process_time() - begin < 10
+    assert time.process_time() - begin < 2
+
+
+def test_a_compressed_row_is_not_larger_than_its_file(tmp_path):
+    """The table of a compressed image says how many bytes a row has: here a billion, in a file of 40 KB."""
+    content = bytearray(files_of_many()["compressed"])
+    path = tmp_path / "compressed.fits"
+    with fits.open(io.BytesIO(content), disable_image_compression=True) as hdus:
+        place = hdus["FLUX"].fileinfo()["datLoc"] + hdus["FLUX"].header["NAXIS1"]
+    content[place : place + 4] = (10**9).to_bytes(4, "big")
+    path.write_bytes(content)
+    file = open_spectra(path)
+    tracemalloc.start()
+    with pytest.raises(ReadError, match=r"compressed.fits\[1\]: damaged"):
+        file.read(1)
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
+    assert file.read(2).exposures[0].flux.size
+    file.close()
 
 
 def test_a_file_of_many_headers_or_of_one_without_end_is_refused():
@@ -202,7 +220,7 @@ def test_a_file_of_many_headers_or_of_one_without_end_is_refused():
         begin = time.process_time()
         with pytest.raises(ReadError, match=cause):
             read(io.BytesIO(content))
-        assert time.process_time() - begin < 15
+        assert time.process_time() - begin < 4
 
 
 def test_gzip_of_a_file_of_many_has_a_bound(tmp_path, monkeypatch):
@@ -240,7 +258,7 @@ def test_ecsv_has_the_bounds_of_text(content, cause):
     begin = time.process_time()
     with pytest.raises(ReadError, match=cause):
         read(io.StringIO(content))
-    assert time.process_time() - begin < 15
+    assert time.process_time() - begin < 4
 
 
 # Arms
