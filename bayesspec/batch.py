@@ -1,4 +1,4 @@
-"""What goes through a model: a batch of stars on its grid, as tensors."""
+"""The input of a model: a batch of stars on its grid, as tensors."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ __all__ = ["ObservationBatch", "pad_exposures"]
 class ObservationBatch:
     """N stars with up to E exposures on the model's grid, as tensors on one device.
 
-    Each exposure is in units of about its own mean |flux| over its observed pixels (`unit_flux`). That is a
-    unit and no more: the exposure's scale is a parameter of the model, and `free_scale` is True, unless the
-    user states the star's scale, which then is the unit (docs: "The scale of an exposure").
+    Each exposure is divided by a unit, `unit_flux`, which is about its mean |flux| over the observed pixels.
+    The exposure's scale is still a parameter of the model (`free_scale` is True), unless the user states the
+    star's scale, which is then the unit (docs: "The scale of an exposure").
 
     Arguments:
         flux: (N, E, D), model units, 0 where masked.
         ivar: (N, E, D), 0 where masked or unknown.
         mask: (N, E, D), True = bad. Exposures that a star does not have are masked throughout.
-        unit_flux: (N, E), the flux in the star's unit that 1 stands for.
+        unit_flux: (N, E), the flux that corresponds to 1, in the star's unit.
         free_scale: (N, E), True where the scale is to be inferred.
-        free_index: (2, F), the positions of the True entries: known on the host, so that no device is asked.
+        free_index: (2, F), the positions of the True entries, kept to avoid synchronising with the device.
         noise_known: (N,), True where the pipeline states the noise of all exposures.
         names: N names.
 
@@ -63,7 +63,7 @@ class ObservationBatch:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> ObservationBatch:
-        """Rebin, normalise and stack; in float32, as models are, whatever torch's default is.
+        """Rebin, normalise and stack, in float32 by default, like models, whatever torch's default is.
 
         Raises:
             ObservationError: as `Observation.on_grid`, or if there is no star.
@@ -78,10 +78,10 @@ class ObservationBatch:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> ObservationBatch:
-        """Stack stars that are on one grid already; see `Observation.on_grid`.
+        """Stack stars that are already on one grid; see `Observation.on_grid`.
 
         Raises:
-            ObservationError: if there is none.
+            ObservationError: if there is no star.
         """
         if not stars:
             raise ObservationError("a batch needs at least one observation")
@@ -111,7 +111,7 @@ class ObservationBatch:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> ObservationBatch:
-        """A batch from arrays that are on the grid and normalised already; shapes as the attributes'."""
+        """A batch from arrays that are already on the grid and normalised; shapes as for the attributes."""
         import torch
 
         def tensor(array: NDArray) -> torch.Tensor:
@@ -136,7 +136,7 @@ class ObservationBatch:
 
     @property
     def observed_fraction(self) -> torch.Tensor:
-        """Share of the grid that at least one exposure observed, (N,)."""
+        """Fraction of the grid that at least one exposure observed, (N,)."""
         return (~self.mask).any(-2).to(self.flux.dtype).mean(-1)
 
     def select(self, index: Sequence[int] | NDArray[np.int64] | torch.Tensor) -> ObservationBatch:
@@ -151,7 +151,7 @@ class ObservationBatch:
         return replace(self.with_tensors(**tensors), names=tuple(self.names[n] for n in rows))
 
     def with_tensors(self, *, free_scale: torch.Tensor, **tensors: torch.Tensor) -> ObservationBatch:
-        """The batch with other tensors, by name; the positions of free scales follow from `free_scale`."""
+        """The batch with some tensors replaced, by name; `free_index` follows from `free_scale`."""
         import torch
 
         index = torch.stack(torch.nonzero(free_scale, as_tuple=True))
@@ -166,6 +166,6 @@ class ObservationBatch:
 
 
 def pad_exposures(array: NDArray, depth: int, value: float | bool | str) -> NDArray:
-    """An array of exposures, (E, ...), with rows of one value after them, (depth, ...)."""
+    """An array of exposures, (E, ...), padded with rows of one value to (depth, ...)."""
     missing = depth - array.shape[0]
     return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1), constant_values=value)

@@ -28,11 +28,11 @@ SCALE_WIDTH = 1.0
 
 
 STATED, UNSTATED = 0.15, 1.0
-"""Prior standard deviation of the log of the noise level: where the pipeline states it, and where not."""
+"""Prior standard deviation of the log noise level, with and without errors from the pipeline."""
 
 
 class StellarModel(nn.Module):
-    r"""C ~ Uniform, z | C ~ KDE, s = G(z), y | s ~ NoiseFlow: call it in any Pyro tool with a batch of stars.
+    r"""C ~ Uniform, z | C ~ KDE, s = G(z), y | s ~ NoiseFlow: a Pyro model of a batch of stars.
 
     .. math::
         C &\sim \mathrm{Categorical}(1/10, \dots, 1/10) & (6) \\
@@ -41,20 +41,19 @@ class StellarModel(nn.Module):
         y_1, \dots, y_E \,|\, s &\sim \mathrm{NoiseFlow}(s) & (3)
 
     Every exposure has a scale, :math:`y_e = a_e (s + \epsilon_e)`, with :math:`\log a_e \sim
-    \mathcal{N}(0, 1)`, unless the user states it. The star's class can be enumerated: nothing but z depends
-    on it.
+    \mathcal{N}(0, 1)`, unless the user states it. The class can be enumerated, because only z depends on it.
 
-    A model may have a residual term for what G cannot express, and then noise that knows the pipeline's
-    inverse variance,
+    A model may have a residual term for what G cannot express. Its noise model then uses the pipeline's
+    inverse variance, and
 
     .. math::
         h, w &\sim \mathcal{N}(0, 1), \quad
         e_d \sim \textstyle\sum_k \lambda_{kd}(z)\, \mathcal{N}(0, \omega_k^2 S_d(h)^2 \tau_d(z)^2) \\
         s &= G(z) + B\, m(z) + S(h) \odot B \Lambda(z)\,w + e
 
-    where e, one number a pixel that all exposures share, is summed out within the likelihood (see
-    `SharedDiscrepancy`); `complete` puts it back. In the code w is h
-    and w together, R numbers; where a function takes or gives latents, they are z and after it w.
+    The discrepancy e has one value per pixel, shared by all exposures. It is marginalised in the likelihood
+    (see `SharedDiscrepancy`), and `complete` gives its distribution. In the code, w stands for h and w
+    together, R numbers. The latents of a function are z, then x if there is a passage, then this w.
 
     References:
         | Kang, He & Zhang 2021, RAA 21, 169, section 3 (https://arxiv.org/abs/2103.02896)
@@ -65,10 +64,10 @@ class StellarModel(nn.Module):
         encoder: First guess of z; not part of the density.
         generator: G.
         prior: p(z | C).
-        noise: Conditioner of the noise flow; with a residual term one that knows the inverse variance.
+        noise: Conditioner of the noise flow; with a residual term, one that uses the inverse variance.
         residual: B, m, Lambda and tau, or None.
-        passage: What happens to the light on its way, or None for nothing.
-        card: What is known about the bundle: name, provenance, recipe, metrics.
+        passage: Velocity, dust and flux calibration, or None.
+        card: Information about the bundle: name, provenance, recipe, metrics.
 
     Example:
         >>> import numpy as np, pyro
@@ -96,7 +95,7 @@ class StellarModel(nn.Module):
     ) -> None:
         super().__init__()
         if (residual is None) != isinstance(noise, NoiseNetwork):
-            raise ValueError("a residual term goes with a RobustNoiseNetwork, and the one with the other")
+            raise ValueError("a residual term needs a RobustNoiseNetwork, no residual term a NoiseNetwork")
         self.grid, self.classes, self.card = grid, tuple(classes), dict(card or {})
         self.encoder, self.generator, self.prior, self.noise = encoder, generator, prior, noise
         self.residual, self.passage = residual, passage
@@ -106,31 +105,31 @@ class StellarModel(nn.Module):
     def forward(self, batch: ObservationBatch) -> Tensor:
         """The Pyro model of N stars with E exposures; returns their clean spectra without e, (N, D).
 
-        Sites: `C` (N,), `z` (N, L); with a passage `v` (N,), the velocity, km/s, and `q` (N, P - 1), E(B-V),
-        magnitudes, and other log factors; with a residual term `w` (N, R), of h and w together; `log_scale`
-        (F,) for the F exposures of the batch whose scale is free; `y` (N, E, D).
+        Sites: `C` (N,), `z` (N, L); with a passage `v` (N,), the velocity in km/s, and `q` (N, P - 1), E(B-V)
+        in mag and other log factors; with a residual term `w` (N, R), h and w together; `log_scale` (F,) for
+        the F exposures of the batch whose scale is free; `y` (N, E, D).
         """
         return self._sample(batch)[0]
 
     def with_flux(self, batch: ObservationBatch) -> Tensor:
-        """The same program with a site `flux`, (N, D): the clean spectra, e included; returns them.
+        """The same program with a site `flux`, (N, D): the clean spectra, e included. It returns them.
 
-        Given y and all else e is drawn from its exact conditional, so that `Predictive(model.with_flux,
-        draws)` makes draws of the clean spectrum of draws by any sampler of the model.
+        e is drawn from its exact distribution given y and all other sites. `Predictive(model.with_flux,
+        draws)` therefore turns the draws of any sampler of the model into draws of the clean spectrum.
         """
         _, latents, scale, y = self._sample(batch)
         star = self.complete(latents, scale.log(), replace(batch, flux=y))
         return pyro.deterministic("flux", star.sample(), event_dim=1)
 
     def with_w_summed(self, batch: ObservationBatch, told: Tensor) -> None:
-        """The program whose maximum `map` reports: w is summed out by Laplace's method, as far as h goes.
+        """The program whose maximum `map` reports: w is marginalised by Laplace's method to estimate h.
 
-        The mode of h and w together is no estimate of h: the larger h, the smaller w, the more probable. A
-        factor `volume` takes off the log determinant of what the data leave of w.
+        The joint mode of h and w overestimates h: for the same spectrum a larger h allows a smaller w, which
+        is more probable. The factor `volume` subtracts half the log determinant of the precision of w.
 
         Arguments:
             batch: N stars.
-            told: What the data say of w, `bayesspec.inference.metric.information_by_size`,
+            told: Information of the data about w, from `bayesspec.inference.metric.information_by_size`,
                 (N, 2 T - 1, R, R).
         """
         _, latents, _, _ = self._sample(batch)
@@ -159,9 +158,9 @@ class StellarModel(nn.Module):
         return s, latents, scale, y
 
     def batch(self, stars: Observation | Sequence[Observation]) -> ObservationBatch:
-        """What the program takes: one star or several on the model's grid, device and precision.
+        """The argument of the program: one star or several on the model's grid, device and precision.
 
-        Where a pipeline states no noise and the model needs it, it is guessed, see `with_noise_level`.
+        If the model needs errors and the pipeline gives none, they are estimated; see `with_noise_level`.
 
         Raises:
             ObservationError: as `Observation.on_grid`.
@@ -172,13 +171,13 @@ class StellarModel(nn.Module):
         return self.with_noise_level(batch)
 
     def spectrum(self, latents: Tensor) -> Tensor:
-        """Spectra (..., D), without e, of latents (..., L + P + R), as they reach us."""
+        """Observed-frame spectra (..., D), without e, of latents (..., L + P + R)."""
         z, x, w = self.parts(latents)
         rest = self._at_rest(z, w)
         return rest if self.passage is None else self.passage(rest, x)
 
     def rest_spectrum(self, latents: Tensor) -> Tensor:
-        """The same of a star at rest, its light as the library's: G(z), and the residual term."""
+        """The same at rest, without dust and calibration error: G(z) plus the residual term."""
         z, _, w = self.parts(latents)
         return self._at_rest(z, w)
 
@@ -206,7 +205,7 @@ class StellarModel(nn.Module):
         return z, x, w
 
     def sites(self, latents: Tensor, log_scale: Tensor, batch: ObservationBatch) -> dict[str, Tensor]:
-        """Values of the program's sites, the class apart, by name: see `forward`.
+        """Values of the program's sites except the class, by name; see `forward`.
 
         Arguments:
             latents: (N, L + P + R).
@@ -225,7 +224,7 @@ class StellarModel(nn.Module):
         return values
 
     def of_sites(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Latents, (..., L + P + R), of values of the program's sites: the inverse of `sites`."""
+        """Latents, (..., L + P + R), from values of the program's sites: the inverse of `sites`."""
         parts = [values["z"]]
         if self.passage is not None:
             parts.append(self.passage.latents(values["v"], values["q"]))
@@ -240,13 +239,13 @@ class StellarModel(nn.Module):
     def likelihood(
         self, latents: Tensor, spectrum: Tensor, scale: Tensor, batch: ObservationBatch
     ) -> NoiseFlow | RobustNoiseFlow:
-        """The distribution of each exposure by itself, batch shape (..., N, E), e summed out.
+        """The distribution of each exposure by itself, batch shape (..., N, E), marginalised over e.
 
         Arguments:
-            latents: What the discrepancy's size depends on, (..., N, L + P + R).
+            latents: (..., N, L + P + R); they set the scale of e and the noise level.
             spectrum: `spectrum(latents)`, (..., N, D).
-            scale: Of every exposure, (..., N, E).
-            batch: N stars; with a residual term one whose ivar is known, see `with_noise_level`.
+            scale: Scale of every exposure, (..., N, E).
+            batch: N stars; with a residual term its ivar has to be known, see `with_noise_level`.
         """
         observed, spectrum = ~batch.mask, spectrum[..., None, :]
         if isinstance(self.noise, NoiseNetwork):
@@ -266,22 +265,22 @@ class StellarModel(nn.Module):
         )
 
     def noise_level(self, latents: Tensor, batch: ObservationBatch) -> Tensor:
-        """Log of how many times as large as stated the noise is, (..., N), at latents (..., N, L + P + R)."""
+        """Log ratio of the true to the stated noise, (..., N), at latents (..., N, L + P + R)."""
         spread = torch.where(batch.noise_known, STATED, UNSTATED).to(latents)
         return spread * self.residual_term.split(self.split(latents)[1])[0][..., 0]
 
     def exposures(
         self, latents: Tensor, spectrum: Tensor, scale: Tensor, batch: ObservationBatch
     ) -> dist.TorchDistribution:
-        """The distribution of y, batch shape (..., N), event shape (E, D): all exposures share one e.
+        """The distribution of y, batch shape (..., N), event shape (E, D). All exposures share one e.
 
-        Arguments are those of `likelihood`.
+        The arguments are those of `likelihood`.
         """
         flow = self.likelihood(latents, spectrum, scale, batch)
         return flow.to_event(1) if isinstance(flow, NoiseFlow) else SharedDiscrepancy(flow)
 
     def complete(self, latents: Tensor, log_scale: Tensor, batch: ObservationBatch) -> CleanSpectrum:
-        """The clean spectra given y and all else: what of e the data say, in closed form.
+        """The clean spectra given y and all latents, e included: a distribution in closed form.
 
         Arguments:
             latents: (..., N, L + P + R).
@@ -311,12 +310,12 @@ class StellarModel(nn.Module):
         return scale.index_put(tuple(batch.free_index), log_scale.exp())
 
     def log_likelihood(self, batch: ObservationBatch, latents: Tensor, log_scale: Tensor) -> Tensor:
-        """log p(y | z, w) of N stars, (..., N), at latents (..., N, L + R) and log scales (..., N, E)."""
+        """log p(y | z, x, w) of N stars, (..., N), at latents (..., N, L + P + R), log scales (..., N, E)."""
         noise = self.exposures(latents, self.spectrum(latents), log_scale.exp(), batch)
         return noise.log_prob(batch.flux)
 
     def log_prob_terms(self, batch: ObservationBatch, latents: Tensor, log_scale: Tensor) -> Tensor:
-        """The same of every pixel given those before it, (..., N, E, D), and those of exposures before."""
+        """Log density of every pixel given the pixels and exposures before it, (..., N, E, D)."""
         arguments = latents, self.spectrum(latents), log_scale.exp(), batch
         noise = self.likelihood(*arguments) if self.residual is None else self.exposures(*arguments)
         return noise.log_prob_terms(batch.flux)
@@ -333,19 +332,19 @@ class StellarModel(nn.Module):
         return by_class + unit.log_prob(w).sum(-1, keepdim=True)
 
     def with_noise_level(self, batch: ObservationBatch) -> ObservationBatch:
-        """The batch with an inverse variance where the pipeline gave none, if this model's noise needs it."""
+        """The batch; if the model needs an inverse variance and the pipeline gave none, it is estimated."""
         if isinstance(self.noise, NoiseNetwork):
             return batch
         return fill_ivar(batch, self.noise.reference)
 
     def with_class_weights(self, weights: Mapping[str, float] | Sequence[float]) -> StellarModel:
-        """The same model, networks shared, with another prior of the classes, eq. (6).
+        """A model with the same networks and other prior probabilities of the classes, eq. (6).
 
         Arguments:
-            weights: Relative, one for each class, or by name; a class that is not named weighs 1.
+            weights: Relative weights, one for each class, or by name; a class that is not named has weight 1.
 
         Raises:
-            BayesspecError: if a name is no class, or weights are negative, not finite, or all zero.
+            BayesspecError: if a name is not a class, or weights are negative, not finite, or all zero.
         """
         if isinstance(weights, Mapping):
             unknown = set(weights) - set(self.classes)
@@ -365,7 +364,7 @@ class StellarModel(nn.Module):
         return model
 
     def __copy__(self) -> StellarModel:
-        """A model of the same networks and prior, each of which can be replaced in it and not in this one."""
+        """A model that shares networks and prior; replacing one in the copy does not change this model."""
         model = type(self).__new__(type(self))
         model.__dict__ = {k: copy.copy(v) if isinstance(v, dict | set) else v for k, v in vars(self).items()}
         return model
@@ -377,15 +376,15 @@ class StellarModel(nn.Module):
 
     @property
     def version(self) -> str:
-        """The first digits of the hash of all that makes the model: weights, grid, classes, architecture."""
+        """The first digits of the hash of weights, grid, classes and architecture."""
         return str(self.card.get("settings_sha256", ""))[:12]
 
     @property
     def residual_term(self) -> ResidualTerm:
-        """The residual term, of a model that has one.
+        """The residual term.
 
         Raises:
-            BayesspecError: if it has none.
+            BayesspecError: if the model has none.
         """
         if self.residual is None:
             raise BayesspecError(f"{self.name} has no residual term")
@@ -393,15 +392,15 @@ class StellarModel(nn.Module):
 
     @property
     def latent_dim(self) -> int:
-        """L, of z."""
+        """L, the number of latents z."""
         return self.generator.latent_dim
 
     @property
     def lead_dim(self) -> int:
-        """L + P, of z and of x; P = 0 without a passage."""
+        """L + P, the number of latents z and x; P = 0 without a passage."""
         return self.latent_dim + (0 if self.passage is None else self.passage.dim)
 
     @property
     def residual_dim(self) -> int:
-        """R, of h and w; 0 without a residual term."""
+        """R, the number of latents h and w; 0 without a residual term."""
         return 0 if self.residual is None else self.residual.dim

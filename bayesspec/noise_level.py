@@ -1,4 +1,4 @@
-"""The noise level of exposures whose pipeline does not state it, from the exposures themselves."""
+"""The noise level of exposures without errors, estimated from the exposures themselves."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from .batch import ObservationBatch
 __all__ = ["LEAST", "NORMAL_MEDIAN", "fill_ivar", "robust_level"]
 
 LEAST = 1e-3
-"""Least noise that a spectrum without errors is given, in units of its mean flux: a flat line has none."""
+"""Minimum noise of a spectrum without errors, in units of its mean flux (a straight line has no scatter)."""
 
 NORMAL_MEDIAN = 1.482602
 """Standard deviation of a normal distribution in units of its median absolute value."""
 
 
 def fill_ivar(batch: ObservationBatch, reference: Tensor) -> ObservationBatch:
-    """Give every exposure that lacks an inverse variance one of the reference's shape and its own level.
+    """Give exposures without inverse variances one with the wavelength dependence of a reference.
 
-    An exposure that has some pixels with and others without is treated as lacking it throughout.
+    Its level is estimated from the exposure. If only some pixels of an exposure lack an inverse variance, all
+    are estimated.
 
     Arguments:
         batch: N stars.
-        reference: How noise goes with wavelength, a standard deviation in any unit, (D,).
+        reference: Dependence of the noise on wavelength: standard deviations in any unit, (D,).
     """
     observed = ~batch.mask
     known = (batch.mask | (batch.ivar > 0)).all(-1, keepdim=True)
@@ -35,10 +36,10 @@ def fill_ivar(batch: ObservationBatch, reference: Tensor) -> ObservationBatch:
 
 
 def robust_level(flux: Tensor, mask: Tensor, reference: Tensor) -> Tensor:
-    """Noise in units of a reference (D,), (...), of spectra (..., D): the median of third differences.
+    """Noise of spectra (..., D) in units of a reference (D,), (...), from the median of second differences.
 
-    Differences of pixels two apart see neither the continuum nor the correlation of neighbours that rebinning
-    makes; a median does not see lines and cosmic rays.
+    Second differences of pixels two apart are insensitive to the continuum and to the correlation of
+    neighbours by rebinning. Their median is insensitive to lines and cosmic rays.
 
     References:
         | Stoehr et al. 2008, DER_SNR (the same differences, for white noise)

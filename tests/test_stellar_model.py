@@ -237,7 +237,7 @@ def test_residual_term_and_robust_noise_go_together(toy_model, toy_stellar):
     """One without the other is an error that says so."""
     for noise, residual in ((toy_stellar.noise, None), (toy_model.noise, toy_stellar.residual)):
         parts = toy_model.encoder, toy_model.generator, toy_model.prior, noise
-        with pytest.raises(ValueError, match="residual term goes with a RobustNoiseNetwork"):
+        with pytest.raises(ValueError, match="residual term needs a RobustNoiseNetwork"):
             StellarModel(toy_model.grid, toy_model.classes, *parts, residual=residual)
 
 

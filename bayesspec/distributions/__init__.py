@@ -1,4 +1,4 @@
-"""Densities of the model as Pyro distributions; they know nothing of inference."""
+"""Densities of the model as Pyro distributions, independent of the inference."""
 
 from __future__ import annotations
 

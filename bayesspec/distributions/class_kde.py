@@ -12,7 +12,7 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-# Kernels evaluated at once: what fits a CPU's cache, and what bounds the memory of an accelerator.
+# Kernels evaluated at once: few enough for a CPU's cache, or for the memory of an accelerator.
 _CPU_BLOCK, _BLOCK = 2**18, 2**25
 
 
@@ -56,16 +56,16 @@ def class_log_density(
 def neighbour_precision(
     centres: Tensor, log_weights: Tensor, bandwidth: Tensor, neighbours: int, stretch: float
 ) -> Tensor:
-    r"""Shapes of kernels that lie as their neighbours do, for `ClassKDE`'s `precision_tril`.
+    r"""Kernels with the covariance of their neighbours, as `ClassKDE`'s `precision_tril`.
 
-    The covariance of a kernel is :math:`h_C^2 + \eta^2 S`, where S is the covariance of the centres nearest
-    to its own in its class: a sequence of stars, or a plane, has kernels that are long in it and thin across.
+    The covariance of a kernel is :math:`h_C^2 + \eta^2 S`, where S is the covariance of the nearest centres
+    in its class. Along a sequence or a sheet of stars the kernels are therefore long, and across it thin.
 
     Arguments:
         centres: Shape (n_class, M, L).
         log_weights: Shape (n_class, M), -inf where padded.
         bandwidth: h, shape (n_class,) or (n_class, L).
-        neighbours: How many of them, itself included; of smaller classes all.
+        neighbours: Number of nearest centres, itself included; in smaller classes, all.
         stretch: :math:`\eta`.
 
     Returns:
@@ -81,7 +81,7 @@ def neighbour_precision(
         away = own[nearest] - own[nearest].mean(1, keepdim=True)
         covariance = identity + stretch**2 * away.mT @ away / max(1, nearest.shape[-1] - 1)
         factor[real] = torch.linalg.cholesky(torch.linalg.inv(covariance))
-    # Each of its columns lies together in memory.
+    # Each column is contiguous in memory.
     return factors.to(centres).permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
 
 
@@ -90,11 +90,11 @@ class ClassKDE(TorchDistribution):
 
     .. math:: p(z | C) = \sum_m w_{Cm} \, \mathcal{N}(z | c_{Cm}, \mathrm{diag}(h_C^2))
 
-    Kernels may have shapes of their own: with `precision_tril`, P, the covariance is :math:`(P P^T)^{-1}` in
-    units of the bandwidth.
+    Kernels may have their own covariances: with `precision_tril`, P, the covariance is :math:`(P P^T)^{-1}`
+    in units of the bandwidth.
 
-    The density of every class is computed once for each z and then picked by class, so that an enumerated
-    class costs no more than a single one.
+    The density of every class is computed once for each z and then selected by class, so an enumerated class
+    costs no more than a single one.
 
     References:
         | A novel stellar spectrum denoising method based on deep Bayesian modeling (Kang, He & Zhang 2021)
@@ -107,7 +107,7 @@ class ClassKDE(TorchDistribution):
             each class sum to one.
         bandwidth: The kernels' standard deviation, positive, shape (n_class,) or (n_class, L).
         precision_tril: Lower Cholesky factors of the kernels' precisions in units of the bandwidth, shape
-            (n_class, M, L, L). None: all round.
+            (n_class, M, L, L). None: all kernels are isotropic.
 
     Raises:
         ValueError: If shapes do not fit or, under validation, an argument or a value is out of its range.
@@ -197,8 +197,8 @@ class ClassKDE(TorchDistribution):
         klass = self.klass.expand(shape[:-1])
         n_class, size, latent = self.centres.shape
 
-        # Inverse distribution functions of all classes in a row: class c rises from c to c + 1, in float64
-        # so that c costs no digits. A padded centre has an empty interval and is never drawn.
+        # The distribution functions of all classes in one row: that of class c rises from c to c + 1, in
+        # float64 so that c costs no digits. A padded centre has an empty interval and is never drawn.
         rise = self.log_weights.double().exp().cumsum(-1)
         steps = torch.arange(n_class, dtype=rise.dtype, device=rise.device)[:, None] + rise / rise[:, -1:]
         u = torch.rand(klass.shape, dtype=torch.float32, device=rise.device)  # klass + u < klass + 1 exactly
@@ -229,14 +229,14 @@ class ClassKDE(TorchDistribution):
 
 
 class LatentPrior(nn.Module):
-    """The kernel densities of all classes as one module: what a bundle saves and the model asks.
+    """The kernel densities of all classes as one module, which is saved in the bundle.
 
     Arguments:
         centres: The kernels' centres, shape (n_class, M, L), finite also where padded.
         log_weights: The logarithms of their weights, shape (n_class, M), -inf where padded.
         bandwidth: The kernels' standard deviation, shape (n_class,) or (n_class, L).
-        neighbours: Of how many centres a kernel takes its shape, see `neighbour_precision`; 0: all are round.
-        stretch: How far it is stretched along them.
+        neighbours: Number of centres that set a kernel's covariance, see `neighbour_precision`; 0: isotropic.
+        stretch: Factor on the standard deviations of these centres.
 
     Example:
         >>> prior = LatentPrior.from_classes([torch.randn(40, 3), torch.randn(5, 3)], bandwidths=[0.2, 0.4])
@@ -315,7 +315,7 @@ class LatentPrior(nn.Module):
         return ClassKDE(klass, self.centres, self.log_weights, self.bandwidth, self.precision_tril)
 
     def of_class(self, k: int, batch_shape: Size = Size()) -> ClassKDE:
-        """The distribution of one class alone, that does no other's work."""
+        """The distribution of one class alone, without the cost of the others."""
         own, shapes = slice(k, k + 1), self.precision_tril
         klass = torch.zeros(batch_shape, dtype=torch.long, device=self.centres.device)
         parts = self.centres[own], self.log_weights[own], self.bandwidth[own]

@@ -11,23 +11,23 @@ __all__ = ["CleanSpectrum"]
 
 
 class CleanSpectrum(NamedTuple):
-    """Clean spectra given the data and the latents: s, and of e its conditional distribution."""
+    """Clean spectra given the data and the latents: s, and the conditional distribution of e."""
 
     s: Tensor
-    """Without e, (..., D)."""
+    """The spectrum without e, (..., D)."""
     e: Any
-    """What has a `mean`, a `variance` and draws, `sample()`, each (..., D); None of a model without e."""
+    """Distribution of e with `mean`, `variance` and `sample()`, each (..., D); None for a model without e."""
 
     @property
     def mean(self) -> Tensor:
-        """(..., D)."""
+        """Mean, (..., D)."""
         return self.s if self.e is None else self.s + self.e.mean
 
     @property
     def variance(self) -> Tensor:
-        """(..., D); 0 of a model without e."""
+        """Variance, (..., D); 0 for a model without e."""
         return torch.zeros_like(self.s) if self.e is None else self.e.variance.expand(self.s.shape)
 
     def sample(self) -> Tensor:
-        """One draw of each, (..., D)."""
+        """One draw, (..., D)."""
         return self.s if self.e is None else self.s + self.e.sample()

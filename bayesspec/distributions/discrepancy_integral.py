@@ -1,4 +1,4 @@
-"""The integral over e of each pixel of several exposures, by quadrature with nodes where it is large."""
+"""The integral over e in each pixel of several exposures, by quadrature with nodes near its maxima."""
 
 from __future__ import annotations
 
@@ -19,47 +19,47 @@ from .spectrum_noise import log_cauchy
 __all__ = ["DiscrepancyIntegral"]
 
 NODES = 56
-"""Of the quadrature over e."""
+"""Number of nodes of the quadrature over e."""
 
 REACH = 5.0
-"""Standard deviations of the widest Gaussian beyond which nothing is left of it."""
+"""Standard deviations of the widest Gaussian beyond which its density counts as 0."""
 
 FARTHEST = 3.0
-"""Times this no value of e has a density that can be told from 0."""
+"""Limit on the centres of nodes, in units of REACH times the widest standard deviation of e."""
 
 HIGHEST = 60.0
-"""The log of how much denser the usual noise is than hits is no larger, lest it overflow."""
+"""Limit on the log density ratio of the usual noise to hits, against overflow."""
 
 KEPT = 2**20
-"""Pixels times nodes up to which all that gradients need is kept; of more it is computed again."""
+"""Pixels times nodes up to which intermediate results are kept for gradients; above, they are recomputed."""
 
 TOGETHER = 2**18
 """Pixels times nodes in one step."""
 
 CENTRING = 4
-"""Steps of iteratively reweighted least squares that find where exposures agree."""
+"""Steps of iteratively reweighted least squares that find the values on which exposures agree."""
 
 OUTLYING = 3.0
-"""Standard deviations beyond which an exposure loses its say there."""
+"""Standard deviations beyond which an exposure loses weight in these steps."""
 
 
 @dataclass(frozen=True, eq=False)
 class DiscrepancyIntegral:
-    """The integral over e of each pixel of all exposures."""
+    """The integral over e in each pixel, over the densities of all exposures."""
 
     given: PixelMixture
-    """Of every exposure, (..., E, D)."""
+    """The mixture of every exposure, (..., E, D)."""
     shares: list[Tensor]
     variances: list[Tensor]
     observed: Tensor | None
     wild: Tensor
-    """Log of what a hit has of an exposure's density, (..., E, D); 0 where not observed."""
+    """Log density of a hit in each exposure, (..., E, D); 0 where not observed."""
     usual: Tensor
-    """How much more the usual noise has of it, at its centre and at width 1, (..., E, D); 0 likewise."""
+    """Density of the usual noise at its centre for width 1, over that of a hit, (..., E, D); 0 likewise."""
     nodes: tuple[Tensor, Tensor]
-    """Of e, with their weights, each (Q, ..., 1, D)."""
+    """Nodes of e and their weights, each (Q, ..., 1, D)."""
     about: tuple[Tensor, ...]
-    """The values of e of which one is close to where the integrand is largest, (..., 1, D)."""
+    """Values of e, (..., 1, D); one of them is close to the maximum of the integrand."""
 
     @classmethod
     def of(
@@ -69,7 +69,7 @@ class DiscrepancyIntegral:
         observed: Tensor | None,
         everywhere: bool = False,
     ) -> DiscrepancyIntegral:
-        """With nodes where the usual noise of some exposure has not vanished, or `everywhere`."""
+        """The integral with nodes where the usual noise of an exposure is not negligible, or `everywhere`."""
         shares, variances = prior
         hit, log_square = given.hit_square, given.square.log()
         wild = log_cauchy(given.size / hit) - 0.5 * (hit.log() + log_square) + spectrum_noise.LOG_HIT
@@ -82,32 +82,33 @@ class DiscrepancyIntegral:
         return cls(given, shares, variances, observed, wild, usual, nodes, about)
 
     def log_density(self) -> Tensor:
-        """Of all exposures together, scales apart, (..., D)."""
+        """Log density of all exposures together, without the Jacobian of their scales, (..., D)."""
         return self._integrate(False)[..., 0, :]
 
     def terms(self) -> Tensor:
-        """Of every exposure given those before it, scales apart, (..., E, D)."""
+        """The same for every exposure given those before it, (..., E, D)."""
         total = self._integrate(True)
         return total.diff(dim=-2, prepend=torch.zeros_like(total[..., :1, :]))
 
     @property
     def mean(self) -> Tensor:
-        """Of e, (..., D)."""
+        """Posterior mean of e, (..., D)."""
         return self._moments[0]
 
     @property
     def variance(self) -> Tensor:
-        """Of e, (..., D)."""
+        """Posterior variance of e, (..., D)."""
         return self._moments[1]
 
     @torch.no_grad()
     def sample(self) -> Tensor:
-        """One draw of e, (..., D): of a node, then of the widths there, then of e given these."""
+        """One draw of e, (..., D): first a node, then the widths given this node, then e given the widths."""
         e, log_odds = self._posterior()
         chosen = (log_odds.softmax(0).cumsum(0) < torch.rand_like(e[0])).sum(0).clamp_max(len(e) - 1)
         at = e.gather(0, chosen[None])[0][..., None, :]
 
-        # The width of e, and of each exposure's noise, given e; None: a hit, or nothing observed.
+        # The width of e, and that of each exposure's noise, given e; a hit, or a pixel that is not observed,
+        # has no precision.
         k = self._choose(
             [
                 s.log() - 0.5 * (v.log() + at.square() / v)
@@ -144,7 +145,7 @@ class DiscrepancyIntegral:
 
     @torch.no_grad()
     def _posterior(self) -> tuple[Tensor, Tensor]:
-        """Nodes, (Q, ..., D), and the logarithm of what each has of the posterior."""
+        """Nodes, (Q, ..., D), and their log posterior weights up to a constant."""
         leaves = self._leaves()
         parts = [
             weight.log() + self._log_prior(e, *leaves) + self._gain(e, *leaves).sum(-2, keepdim=True)
@@ -155,7 +156,7 @@ class DiscrepancyIntegral:
         return e[..., 0, :], log_odds[..., 0, :]
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Nodes and their weights, some at once, (Q', ..., 1, D)."""
+        """Nodes and their weights in blocks, (Q', ..., 1, D)."""
         size = max(1, TOGETHER // self.given.beyond.numel())
         yield from zip(*(part.split(size) for part in self.nodes), strict=True)
 
@@ -174,18 +175,18 @@ class DiscrepancyIntegral:
             node = functools.partial(checkpoint, node, use_reentrant=False, preserve_rng_state=False)
         for e, weight in self._blocks():
             total = total + node(e, weight, height, cumulative, *leaves)
-        # If all are hits, these say nothing of e.
+        # If all exposures are hits, e is integrated over its prior.
         hits = _together(self.wild, cumulative)
         return hits + torch.logaddexp(total.clamp_min(_tiny(total)).log() + height, torch.zeros_like(height))
 
     def _node(self, e: Tensor, weight: Tensor, height: Tensor, cumulative: bool, *leaves: Tensor) -> Tensor:
-        """What nodes add to the density, hits of all exposures apart, in units of e^height of hits'."""
+        """Contribution of nodes, except hits in all exposures, in units of e^height times that of hits."""
         gain = _together(self._gain(e, *leaves), cumulative)
         log_prior = self._log_prior(e, *leaves) - height
         return (weight * (_exp(log_prior + gain) - _exp(log_prior))).sum(0)
 
     def _leaves(self) -> tuple[Tensor, ...]:
-        """What may have gradients."""
+        """The tensors that may need gradients."""
         given = self.given
         weights = given.log_weights.exp() / given.scales
         return (
@@ -208,7 +209,7 @@ class DiscrepancyIntegral:
         rates: Tensor,
         *_: Tensor,
     ) -> Tensor:
-        """Log of every exposure's density given e, over that of a hit, (..., E, D)."""
+        """Log density of every exposure given e, relative to that of a hit, (..., E, D)."""
         size = (beyond - e).square() * inverse
         total = torch.zeros_like(size)
         for weight, rate in zip(weights, rates, strict=True):
@@ -227,9 +228,9 @@ class DiscrepancyIntegral:
 def _place(
     given: PixelMixture, variances: list[Tensor], observed: Tensor | None, everywhere: bool
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]:
-    """Where the integrand may be largest, and nodes close about these, each (..., 1, D).
+    """Values of e near which the integrand may be largest, and nodes around them, each (..., 1, D).
 
-    About 0, and about the two values on which most exposures agree, or which one has that disagrees.
+    The values are 0 and two others, on which most exposures agree, or the value of one that disagrees.
     """
     width = given.scales.min() * given.square.sqrt()
     inner, outer = (functools.reduce(f, variances).sqrt() for f in (torch.minimum, torch.maximum))
@@ -240,7 +241,7 @@ def _place(
     total = precision.sum(-2, keepdim=True)
     narrow = torch.where(total > 0, total.clamp_min(1e-30).rsqrt(), inner)
 
-    # How far all are from each, the far ones in logarithm.
+    # Robust sum of the distances of all exposures from each: large distances count with their logarithm.
     x = given.beyond
     apart = (x[..., None, :] - x[..., None, :, :]).square() * precision[..., None, :]
     distance = torch.where(seen, torch.log1p(apart / OUTLYING**2).sum(-3), torch.inf)
@@ -261,13 +262,13 @@ def _place(
 
 
 def _where_least(distance: Tensor, x: Tensor) -> Tensor:
-    """What x, (..., E, D), is of the exposure whose distance is least, (..., 1, D)."""
+    """The value of x, (..., E, D), of the exposure with the smallest distance, (..., 1, D)."""
     least = distance == distance.amin(-2, keepdim=True)
     return torch.where(least, x, -torch.inf).amax(-2, keepdim=True)
 
 
 def _agreed(beyond: Tensor, precision: Tensor, centre: Tensor) -> Tensor:
-    """The value near `centre`, (..., 1, D), that exposures (..., E, D) agree on, outliers apart."""
+    """The value near `centre`, (..., 1, D), on which exposures (..., E, D) agree, outliers excepted."""
     for _ in range(CENTRING):
         away = precision * (beyond - centre).square()
         say = precision / (1 + away / OUTLYING**2).square()
@@ -276,12 +277,12 @@ def _agreed(beyond: Tensor, precision: Tensor, centre: Tensor) -> Tensor:
 
 
 def _together(each: Tensor, cumulative: bool) -> Tensor:
-    """Of all exposures, or of the first, the first two, ..."""
+    """Sum over all exposures; cumulative: over the first, the first two, ..."""
     return each.cumsum(-2) if cumulative else each.sum(-2, keepdim=True)
 
 
 def _exp(x: Tensor) -> Tensor:
-    """Without the numbers next to 0 that a processor is slow with."""
+    """Exponential without subnormal numbers, which are slow on a CPU."""
     return x.clamp_min(-HIGHEST).exp()
 
 

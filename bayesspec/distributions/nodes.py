@@ -1,4 +1,4 @@
-"""Nodes of an integral over the line: close together about a few values, ever farther apart elsewhere."""
+"""Quadrature nodes on the real line: dense around a few centres, and sparser with distance from them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["close_about"]
 
 
 ROUGH = 8
-"""Steps to either side of each centre from which nodes are interpolated before they are made exact."""
+"""Points on either side of each centre, from which first guesses of the nodes are interpolated."""
 
 STEPS = 2
-"""Of Halley's method that do."""
+"""Steps of Halley's method that make the nodes exact."""
 
 
 @torch.no_grad()
@@ -25,13 +25,13 @@ def close_about(
 
     The trapezoid rule with equal steps of :math:`u(e) = \sum_k \mathrm{asinh}((e - c_k) / w_k)`: for a smooth
     function that vanishes at both ends its error falls exponentially with the number of nodes (Trefethen &
-    Weideman 2014, SIAM Review 56, 385). Between two centres the nodes of both are at hand.
+    Weideman 2014, SIAM Review 56, 385).
 
     Arguments:
-        centres: Values c about which the function is narrow, each (...).
-        widths: How narrow, w, positive, each (...).
-        lower: Where it has vanished, below all that counts, (...).
-        upper: Likewise above.
+        centres: Values c around which the function is narrow, each (...).
+        widths: Widths w there, positive, each (...).
+        lower: Lower end, where the function has vanished, (...).
+        upper: Upper end, likewise.
         count: Q, the number of nodes.
 
     Returns:
@@ -48,7 +48,7 @@ def close_about(
     lower, upper = (end.expand(c.shape[1:]) for end in (lower, upper))
 
     def u(e: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """And its first two derivatives, of e (..., ...)."""
+        """u and its first two derivatives at e."""
         total = slope = bend = torch.zeros_like(e)
         for centre, width in zip(c, w, strict=True):
             x = (e - centre) / width
@@ -57,7 +57,7 @@ def close_about(
             bend = bend - (near / width).square() * near * x
         return total, slope, bend
 
-    # Where u is about what it has to be: between points that lie about the centres as the nodes will.
+    # First guesses, by interpolating u between points that are distributed like the nodes.
     away = torch.linspace(-1, 1, 2 * ROUGH + 1, dtype=c.dtype, device=c.device)
     away = away.reshape(-1, *[1] * c.dim())
     reach = torch.asinh((upper - lower) / w)

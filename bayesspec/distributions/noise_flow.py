@@ -1,4 +1,4 @@
-"""The likelihood: a spectrum as its clean spectrum plus noise that is correlated along the pixels."""
+"""The likelihood: an observed spectrum is the clean spectrum plus noise that is correlated between pixels."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from .spectrum_noise import (
 
 
 class Conditioner(Protocol):
-    """What a flow asks of its network: means and log-widths of the noise, given the K pixels before."""
+    """The network of a flow: means and log-widths of the noise, given the K pixels before."""
 
     kernel: int
     """K."""
 
     def __call__(self, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """Of all pixels, (..., D), of the noise (..., D)."""
+        """Means and log-widths of all pixels, (..., D), given the noise (..., D)."""
 
     def step(self, window: Tensor) -> tuple[Tensor, Tensor]:
-        """Of one pixel, (...), of those before it, (..., K)."""
+        """Mean and log-width of one pixel, (...), given those before it, (..., K)."""
 
 
 class NoiseFlow(SpectrumNoise):
@@ -41,18 +41,18 @@ class NoiseFlow(SpectrumNoise):
     :math:`\sigma_d = \exp(-\alpha_d)`; its own density needs :math:`\exp(\alpha_d)`.) The scale a of an
     exposure is 1 where the flux scale is known, as in the paper.
 
-    A Gaussian has no defence against a cosmic ray: the higher it is, the harder it pulls. So one pixel in 1e5
-    is none of the Gaussian's: its :math:`\xi_d = (\epsilon_d - \mu_d) \exp(-\alpha_d)` is Cauchy of width 30,
-    and pulls the less the higher it is. (The paper has the Gaussian alone. Below 5.5 standard deviations the
-    two hardly differ.)
+    With Gaussian noise the influence of a cosmic ray grows with its height. So one pixel in 1e5 is not
+    Gaussian: its :math:`\xi_d = (\epsilon_d - \mu_d) \exp(-\alpha_d)` is Cauchy of width 30, and its
+    influence falls with its height. (The paper has the Gaussian alone. Below 5.5 standard deviations the two
+    hardly differ.)
 
     The term of a pixel counts only if the pixel and its K predecessors are observed, equation (16); one of
     the first K pixels, which have no predecessors in the flow, counts if it is observed. One bad pixel thus
-    costs up to K + 1 terms: it is dropped, not marginalised. Whatever stands at an unobserved pixel, NaN
-    included, changes neither the density nor any gradient.
+    costs up to K + 1 terms: it is dropped, not marginalised. The values of unobserved pixels, NaN included,
+    affect neither the density nor its gradients.
 
-    Densities are computed once for what differs: a batch dimension along which neither the arguments nor the
-    value vary costs nothing.
+    Nothing is computed twice: a batch dimension along which neither the arguments nor the value vary costs
+    nothing.
 
     References:
         | A novel stellar spectrum denoising method based on deep Bayesian modeling (Kang, He & Zhang 2021)
@@ -60,8 +60,8 @@ class NoiseFlow(SpectrumNoise):
 
     Arguments:
         loc: The clean spectrum s, shape (..., D) with D > K.
-        network: The conditioner, e.g. a :class:`bayesspec.nn.noise.NoiseNetwork`. Its parameters are its own,
-            not the distribution's.
+        network: The conditioner, e.g. a :class:`bayesspec.nn.noise.NoiseNetwork`. Its parameters are not
+            arguments of the distribution.
         scale: The positive scale a, broadcastable to the batch shape (...).
         observed: True where a pixel is observed, bool, shape (..., D); None for all. (The package's masks
             are True where *bad*: pass ``~mask``.)
@@ -102,8 +102,8 @@ class NoiseFlow(SpectrumNoise):
     def whiten(self, value: Tensor) -> Tensor:
         r"""Standard normal deviates of the pixels, each given those before it, shape (..., D).
 
-        :math:`\xi` through its distribution function and the normal quantile: below 4 standard deviations it
-        is :math:`\xi` itself.
+        The normal quantile of the distribution function of :math:`\xi`: below 4 standard deviations it is
+        :math:`\xi` itself.
         """
         xi = self.xi(self.residual(value))
         normal = torch.special.log_ndtr(-xi.abs()) + LOG_USUAL
@@ -111,9 +111,9 @@ class NoiseFlow(SpectrumNoise):
         return -torch.sign(xi) * normal_quantile(tail)
 
     def precision(self, value: Tensor) -> Tensor:
-        r"""Inverse variance of the Gaussian that pulls as hard on the residual, unit 1 / s^2, (..., D).
+        r"""Inverse variance of the Gaussian with the same gradient at the residual, unit 1 / s^2, (..., D).
 
-        :math:`\exp(-2 \alpha)` times the probability that the pixel is no hit. Zero where not used.
+        :math:`\exp(-2 \alpha)` times the probability that the pixel is not a hit. Zero where not used.
         """
         residual = self.residual(value)
         xi, alpha = self._whiten(residual)
@@ -127,7 +127,7 @@ class NoiseFlow(SpectrumNoise):
         shape = self._extended_shape(sample_shape)
         k, pixels = self.network.kernel, shape[-1]
 
-        # Pixels first: a step reads K contiguous rows and turns one row of the base into noise, in place.
+        # Pixels first: a step reads K contiguous rows and changes one row of the base into noise, in place.
         eps = self._base_sample((pixels, shape[:-1].numel()))
         mean, alpha = self.network(eps.new_zeros(k))
         eps[:k].mul_(alpha.exp()[:, None]).add_(mean[:, None])
@@ -155,7 +155,7 @@ class NoiseFlow(SpectrumNoise):
 
     @staticmethod
     def _base_log_probs(xi: Tensor) -> tuple[Tensor, Tensor]:
-        """Log density of the base, as usual and as a hit; their sum is the base's."""
+        """Log densities of the Gaussian and Cauchy parts of the base, weights included."""
         square = xi.square()
         usual = -0.5 * (square + math.log(2 * math.pi)) + LOG_USUAL
         return usual, log_cauchy(square / HIT_WIDTH**2) + LOG_HIT - math.log(HIT_WIDTH)

@@ -16,55 +16,55 @@ from .spectrum_noise import HIT_WIDTH, log_cauchy, log_cauchy_tail
 __all__ = ["DiscrepancyGiven", "PixelMixture"]
 
 LOWEST = 80.0
-"""Logarithms of densities are not less than minus this: a processor is slow with numbers next to 0."""
+"""Log densities are at least minus this, because a CPU is slow with subnormal numbers."""
 
 FARTHEST = 1e30
-"""Squares of residuals are no larger than so many variances, lest they overflow."""
+"""Limit on squared residuals in units of the variance, against overflow."""
 
 
 def least(density: Tensor) -> float:
-    """What a density is taken for where it vanishes: so much that its logarithm has two derivatives."""
+    """Lower limit on a density, large enough for the first two derivatives of its logarithm to be finite."""
     return torch.finfo(density.dtype).tiny ** 0.48
 
 
 class PixelMixture(NamedTuple):
-    r"""The conditional of every pixel's residual: e of K widths and noise of M make K M Gaussians.
+    r"""The conditional distribution of each pixel's residual: K widths of e and M of noise, K M Gaussians.
 
     .. math:: r_d - \mu_d \sim (1 - \eta) \sum_{k, m} \lambda_k \pi_m\,
         \mathcal{N}(0,\; \omega_k^2 \tau_d^2 + \kappa_m^2 A_d) + \eta\,
         \mathrm{Cauchy}(0,\; \sqrt{\tau_d^2 + 30^2 A_d})
 
-    A hit, of share :math:`\eta`, takes the place of the star's light: it says nothing of e. Densities are
-    summed as they are, not as logarithms: the Cauchy part keeps them from vanishing.
+    A hit, of probability :math:`\eta`, replaces e in the residual, so it has no information about e.
+    Densities can be summed directly, not as logarithms, because the Cauchy part keeps them from vanishing.
     """
 
     beyond: Tensor
-    """Residuals less what is expected of them, in the unit of s, 0 where not observed, (..., D)."""
+    """Residuals minus their conditional centre, in the unit of s, 0 where not observed, (..., D)."""
     square: Tensor
     """A, the variance of noise of width 1, (..., D)."""
     log_weights: Tensor
-    """Of the noise's widths, (M,)."""
+    """Log weights of the widths of the noise, (M,)."""
     scales: Tensor
-    """The noise's widths, (M,)."""
+    """Widths of the noise, (M,)."""
     shares: tuple[Tensor | float, ...]
-    """Of the widths of e, K times (..., D)."""
+    """Weights of the widths of e, K times (..., D)."""
     variances: tuple[Tensor | float, ...]
-    """Of e for each width, K times (..., D)."""
+    """Variances of e for each width, K times (..., D)."""
     tau_square: Tensor | float
     """Variance of e at its usual width, (..., D)."""
 
     @property
     def size(self) -> Tensor:
-        """Squares of the residuals in units of A, (..., D)."""
+        """Squared residuals in units of A, (..., D)."""
         return (self.beyond.square() / self.square).clamp_max(FARTHEST)
 
     @property
     def hit_square(self) -> Tensor:
-        """Square of the width of a hit, in units of A, (..., D)."""
+        """Squared width of a hit, in units of A, (..., D)."""
         return HIT_WIDTH**2 + self.tau_square / self.square
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Weight, variance of the noise and variance of e of each Gaussian, these in units of A."""
+        """Weight, variance of the noise and variance of e for each Gaussian, the variances in units of A."""
         weights, squares = self.log_weights.exp().unbind(), self.scales.square().unbind()
         for share, variance in zip(self.shares, self.variances, strict=True):
             beneath = variance / self.square
@@ -72,7 +72,7 @@ class PixelMixture(NamedTuple):
                 yield share * weight, noise, beneath
 
     def log_density(self) -> Tensor:
-        """Of the residuals, (..., D)."""
+        """Log density of the residuals, (..., D)."""
         size, total = self.size, torch.zeros_like(self.beyond)
         for weight, noise, beneath in self.parts():
             whole = noise + beneath
@@ -88,7 +88,7 @@ class PixelMixture(NamedTuple):
         )
 
     def log_tail(self) -> Tensor:
-        """Log probability of a residual as far out on its side, (..., D)."""
+        """Log probability of a residual at least as far out on the same side, (..., D)."""
         away, log_weights = self.beyond.abs() / self.square.sqrt(), []
         for weight, noise, beneath in self.parts():
             tail = torch.special.log_ndtr(-away / (noise + beneath).sqrt())
@@ -108,7 +108,7 @@ class PixelMixture(NamedTuple):
         return [term / total for term in terms], wild / total
 
     def precision(self) -> Tensor:
-        """Inverse variance of the Gaussian that pulls as hard, 1 / s^2, (..., D)."""
+        """Inverse variance of the Gaussian with the same gradient at the residual, 1 / s^2, (..., D)."""
         whose, wild = self.responsibilities()
         pulls = [r / (n + b) for r, (_, n, b) in zip(whose, self.parts(), strict=True)]
         return (sum(pulls) + wild * 2 / (self.hit_square + self.size)) / self.square
@@ -118,7 +118,7 @@ class PixelMixture(NamedTuple):
         whose, wild = self.responsibilities()
         size = self.size
         tail = 2 / (self.hit_square + size)
-        # The slope of a Cauchy density falls in its tail.
+        # The gradient of a log Cauchy density falls in its tail.
         bend, slope, square = wild * tail * (1 - tail * size), wild * tail, wild * tail.square()
         for r, (_, noise, beneath) in zip(whose, self.parts(), strict=True):
             pull = 1 / (noise + beneath)
@@ -135,11 +135,11 @@ class DiscrepancyGiven(NamedTuple):
 
     @classmethod
     def of_one(cls, given: PixelMixture, prior: list[Tensor], observed: Tensor | None) -> DiscrepancyGiven:
-        """Of one exposure's mixture.
+        """The posterior of e given one exposure.
 
         Arguments:
-            given: The mixture.
-            prior: Variances of e for each width, K times (..., D), where not observed, too.
+            given: The exposure's mixture.
+            prior: Variances of e for each width, K times (..., D), also where not observed.
             observed: True where a pixel is observed, (..., D); None for all.
         """
         whose, wild = given.responsibilities()
@@ -159,12 +159,12 @@ class DiscrepancyGiven(NamedTuple):
 
     @property
     def mean(self) -> Tensor:
-        """(..., D)."""
+        """Posterior mean, (..., D)."""
         return (self.odds * self.means).sum(0)
 
     @property
     def variance(self) -> Tensor:
-        """(..., D)."""
+        """Posterior variance, (..., D)."""
         return (self.odds * (self.variances + (self.means - self.mean).square())).sum(0)
 
     def sample(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""The likelihood of the default model: correlated noise in units of the pipeline's, with a heavy tail."""
+"""The likelihood of the default model: correlated, heavy-tailed noise in units of the pipeline's errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .spectrum_noise import HIT_WIDTH, SpectrumNoise, normal_quantile
 
 
 class _Conditioner(Protocol):
-    """What the flow asks of its network: a :class:`bayesspec.nn.robust_noise.RobustNoiseNetwork`."""
+    """The network of the flow: a :class:`bayesspec.nn.robust_noise.RobustNoiseNetwork`."""
 
     kernel: int
     reference: Tensor
@@ -30,29 +30,29 @@ class RobustNoiseFlow(SpectrumNoise):
     r"""Distribution of an observed spectrum y given the clean spectrum s, :math:`y = a (s + e + n)`.
 
     The pipeline gives the standard deviation :math:`\sigma_d` of the noise n, in the unit of s. The
-    *discrepancy* e, what no s of the model can express, is marginalised here: in each pixel it has one of a
-    few widths, :math:`e_d \sim \sum_k \lambda_{kd}\, \mathcal{N}(0, \omega_k^2 \tau_d^2)`. With
-    :math:`r = y / a - s`, :math:`c_d^2 = \sigma_d^2 + \tau_d^2` and
-    :math:`t_d = r_d / c_d` (zero where not observed), a local autoregressive flow
+    *discrepancy* e is the misfit that no s of the model can express. It is marginalised here; in each pixel
+    it has one of a few widths, :math:`e_d \sim \sum_k \lambda_{kd}\, \mathcal{N}(0, \omega_k^2 \tau_d^2)`.
+    With :math:`r = y / a - s`, :math:`c_d^2 = \sigma_d^2 + \tau_d^2` and :math:`t_d = r_d / c_d` (zero where
+    not observed), the distribution is a local autoregressive flow
 
     .. math::
         r_d \mid r_{<d} \sim \sum_{k, m} \lambda_{kd} \pi_m \,
         \mathcal{N}(\mu_d \sigma_d^2 / c_d,\; \omega_k^2 \tau_d^2 + \kappa_m^2 e^{2 \alpha_d} \sigma_d^2)
 
     with :math:`\mu_d, \alpha_d` from :math:`t_{d-K}, \dots, t_{d-1}`, from which of these are observed and
-    from what is known of the pixel beforehand. The finite mixture has a heavy tail, and its convolution with
-    the mixture of e is exact. One pixel in 1e5 is none of these: its residual is Cauchy, of the width
-    :math:`\sqrt{\tau_d^2 + 30^2 e^{2 \alpha_d} \sigma_d^2}`, so that the higher a cosmic ray the less it
-    pulls, and it says nothing of e. The discrepancy is independent from pixel to pixel: only the part
-    :math:`\sigma_d^2 / c_d^2` of
-    what is seen tells of the next pixel's noise.
+    from the context of the pixel (`RobustNoiseNetwork`). The finite mixture has heavy tails, and its
+    convolution with the mixture of e is exact. One pixel in 1e5 is different: its residual is Cauchy, of
+    width :math:`\sqrt{\tau_d^2 + 30^2 e^{2 \alpha_d} \sigma_d^2}`, so the influence of a cosmic ray falls
+    with its height, and it has no information about e. The discrepancy is independent from pixel to pixel,
+    so the predicted centre is reduced by the factor :math:`\sigma_d^2 / c_d^2`, the noise's part of the
+    variance.
 
-    Every observed pixel has a term: a predecessor that is not observed is zero and flagged as such. What
-    stands at an unobserved pixel of y, `noise_std` or `discrepancy`, NaN included, changes neither the
-    density nor any gradient.
+    Every observed pixel has a term: a predecessor that is not observed is zero and flagged as such. The
+    values of y, `noise_std` and `discrepancy` at unobserved pixels, NaN included, affect neither the density
+    nor its gradients.
 
-    Densities are computed once for what differs: a batch dimension along which neither the arguments nor the
-    value vary costs nothing.
+    Nothing is computed twice: a batch dimension along which neither the arguments nor the value vary costs
+    nothing.
 
     Arguments:
         loc: The clean spectrum s, shape (..., D).
@@ -62,7 +62,7 @@ class RobustNoiseFlow(SpectrumNoise):
         scale: The positive scale a, broadcastable to the batch shape (...).
         discrepancy: :math:`\tau` in the unit of s, not negative, shape (..., D); None for zero.
         observed: True where a pixel is observed, bool, shape (..., D); None for all.
-        shares: :math:`\lambda`, the probability of each width of e, positive, of sum 1, shape (..., K, D);
+        shares: :math:`\lambda`, the probability of each width of e, positive, with sum 1, shape (..., K, D);
             None for one width.
         kinds: :math:`\omega`, the K widths of e in units of tau.
 
@@ -126,7 +126,7 @@ class RobustNoiseFlow(SpectrumNoise):
     def widths(self) -> tuple[Tensor, Tensor | None, Tensor]:
         r"""Standard deviations :math:`\sigma, \tau, c`, in the unit of s, each (..., D); tau may be None.
 
-        Where not observed sigma is 1 / a and tau is 0.
+        Where not observed, sigma is 1 / a and tau is 0.
         """
         sigma, tau = self._known_noise() / self.scale[..., None], self.discrepancy
         if tau is None:
@@ -135,7 +135,7 @@ class RobustNoiseFlow(SpectrumNoise):
         return sigma, tau, (sigma.square() + tau.square()).sqrt()
 
     def context(self) -> Tensor:
-        """What the network knows of every pixel beforehand, shape (I, ..., D)."""
+        """The network's context of every pixel, known before the fluxes, shape (I, ..., D)."""
         return self.network.context(self._known_noise(), self.seen)
 
     def conditional(self, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,27 +145,27 @@ class RobustNoiseFlow(SpectrumNoise):
     def whiten(self, value: Tensor) -> Tensor:
         r"""Standard normal deviates :math:`\xi` of the pixels, each given those before it, shape (..., D).
 
-        The conditional distribution function of a pixel through the normal quantile: under the model they are
-        independent. Zero where not observed.
+        The normal quantile of each pixel's conditional distribution function; under the model the deviates
+        are independent. Zero where not observed.
         """
         given = self.given(value)
         quantile = normal_quantile(given.log_tail())
         return self._where_observed(-torch.sign(given.beyond) * quantile)
 
     def precision(self, value: Tensor) -> Tensor:
-        r"""Inverse variance of the Gaussian that pulls as hard on the residual, unit 1 / s^2, (..., D).
+        r"""Inverse variance of the Gaussian with the same gradient at the residual, unit 1 / s^2, (..., D).
 
         :math:`\sum_m \rho_m / v_m` with the variances :math:`v_m` of the mixture and the responsibilities
-        :math:`\rho_m` given the residual: the weights of iteratively reweighted least squares. Of the Cauchy
+        :math:`\rho_m` given the residual: the weights of iteratively reweighted least squares. For the Cauchy
         part, of width :math:`\gamma`, 1 / v is :math:`2 / (\gamma^2 + r^2)`. Zero where not observed.
         """
         return self._where_observed(self.given(value).precision())
 
     def curvature(self, value: Tensor) -> Tensor:
-        r"""Minus the second derivative of each term by its own residual, in units of 1 / s^2, shape (..., D).
+        r"""Minus the second derivative of each term with respect to its residual, unit 1 / s^2, (..., D).
 
-        Below the `precision`, and negative in the tails, where the density is not concave. Zero where not
-        observed.
+        At most the `precision`, and negative in the tails, where the log density is not concave. Zero where
+        not observed.
         """
         return self._where_observed(self.given(value).curvature())
 
@@ -183,17 +183,17 @@ class RobustNoiseFlow(SpectrumNoise):
 
     @property
     def tau(self) -> Tensor:
-        """The discrepancy, of a flow that has one.
+        """The usual scale of the discrepancy, (..., D).
 
         Raises:
-            ValueError: If it has none.
+            ValueError: If the flow has none.
         """
         if self.discrepancy is None:
             raise ValueError("the flow has no discrepancy")
         return self.discrepancy
 
     def prior_variances(self) -> list[Tensor]:
-        """Of e for each of its widths, in the unit of s, each (..., D).
+        """Prior variance of e for each of its widths, in the unit of s, each (..., D).
 
         Raises:
             ValueError: If the flow has no discrepancy.
@@ -201,18 +201,18 @@ class RobustNoiseFlow(SpectrumNoise):
         return [(width * self.tau).square() for width in self.kinds]
 
     def prior_shares(self) -> tuple[Tensor | float, ...]:
-        """Of each of the widths of e, each (..., D)."""
+        """Probability of each of the widths of e, each (..., D)."""
         return (1.0,) if self.shares is None else self.shares.unbind(-2)
 
     @torch.no_grad()
     def sample(self, sample_shape: list[int] | tuple[int, ...] = Size()) -> Tensor:
-        """Draw spectra, shape sample_shape + (..., D); where not observed they are a s, without noise."""
+        """Draw spectra, shape sample_shape + (..., D); unobserved pixels are a s, without noise."""
         shape = self._extended_shape(sample_shape)
         return self.sample_given(self.sample_discrepancy(shape), shape)
 
     @torch.no_grad()
     def sample_discrepancy(self, shape: Size) -> Tensor:
-        """Draws of e from its prior, of a shape that the flow's broadcasts to; 0 where there is none."""
+        """Draws of e from its prior, of a shape that the flow's broadcasts to; 0 for a flow without e."""
         drawn = torch.zeros(shape, dtype=self.loc.dtype, device=self.loc.device)
         if self.discrepancy is None:
             return drawn
@@ -225,7 +225,7 @@ class RobustNoiseFlow(SpectrumNoise):
 
     @torch.no_grad()
     def sample_given(self, e: Tensor, shape: Size) -> Tensor:
-        """Draw spectra of a shape, given the discrepancy e, broadcastable to it."""
+        """Draw spectra of this shape, given the discrepancy e, which is broadcast to it."""
         k, pixels = self.network.kernel, shape[-1]
         sigma, tau, total = self.widths()
         context = self.context()
@@ -233,7 +233,7 @@ class RobustNoiseFlow(SpectrumNoise):
         def pixels_first(x: Tensor) -> Tensor:
             return x.expand(shape).reshape(-1, pixels).t().contiguous()
 
-        # Which part of the base, and where in it; then a step reads K rows and writes one.
+        # First draw the component of the base and the deviate; then each step reads K rows and writes one.
         log_weights, scales = self._base()
         component = torch.multinomial(log_weights.exp(), shape.numel(), replacement=True)
         width = scales[component].reshape(pixels, -1)
@@ -242,7 +242,7 @@ class RobustNoiseFlow(SpectrumNoise):
         drawn = torch.where(hit, drawn / torch.randn_like(drawn), drawn)  # a ratio of normals is Cauchy
         observed = pixels_first(self.seen)
         sigma, total = pixels_first(sigma), pixels_first(total)
-        # A hit is no part of the star: it takes the place of e, whose usual width widens it.
+        # A hit replaces e; the usual width of e is added to the width of the hit.
         beneath = torch.where(hit, 0.0, pixels_first(e))
         wider = torch.where(hit, 0.0 if tau is None else pixels_first(tau.square()), 0.0)
 
@@ -280,7 +280,7 @@ class RobustNoiseFlow(SpectrumNoise):
         )
 
     def _base(self) -> tuple[Tensor, Tensor]:
-        """Log weights and widths of the network's Gaussians and, last, of the Cauchy part."""
+        """Log weights and widths of the network's Gaussians, and last those of the Cauchy part."""
         log_weights, scales = self.network.mixture()
         usual, hit = (
             log_weights + spectrum_noise.LOG_USUAL,

@@ -1,4 +1,4 @@
-"""Several exposures of a star: noise is each one's own, what no spectrum of the model expresses is shared."""
+"""Several exposures of a star: each has its own noise, and all share the discrepancy of the model."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class SharedDiscrepancy(TorchDistribution):
 
     .. math:: \int p(e_d) \prod_e p(r_{ed} - e_d \mid r_{e, <d})\, \mathrm{d} e_d,
 
-    with the mixtures of `RobustNoiseFlow`: one exposure is that flow itself, in closed form. Of several the
-    integral is a sum over nodes that lie closely about e = 0 and about the values on which exposures agree,
-    and far apart elsewhere: right to 1e-5 in the log density of a pixel, as a rule, and to 1e-2 at the worst.
+    with the mixtures of `RobustNoiseFlow`. For one exposure it is that flow itself, in closed form. For
+    several, the integral is a sum over nodes, dense around e = 0 and around the values on which exposures
+    agree. The log density of a pixel is usually accurate to 1e-5, and to 1e-2 at worst.
 
     Arguments:
         flow: A flow of batch shape (..., E), whose `loc`, `discrepancy` and `shares` have 1 in place of E.
@@ -74,7 +74,7 @@ class SharedDiscrepancy(TorchDistribution):
         return total.expand(torch.broadcast_shapes(total.shape, self.batch_shape))
 
     def log_prob_terms(self, value: Tensor) -> Tensor:
-        """Of every pixel, given those before it and the same of the exposures before, (..., E, D)."""
+        """Log density of every pixel given those before it and the earlier exposures, (..., E, D)."""
         if not self._joint:
             return self.flow.log_prob_terms(value)
         self._validate(value)
@@ -86,9 +86,10 @@ class SharedDiscrepancy(TorchDistribution):
         return terms if self.flow.observed is None else torch.where(self.flow.observed, terms, 0.0)
 
     def precision(self, value: Tensor) -> Tensor:
-        """What each exposure says of s, 1 / s^2, (..., E, D): in sum, of all together, what e leaves of it.
+        """Information of each exposure about s, marginalised over e, unit 1 / s^2, (..., E, D).
 
-        Of one exposure that of the flow. Of several the noise is weighed as e is known from all of them.
+        For one exposure it is that of the flow. For several, the noise has the weights given the posterior
+        mean of e from all exposures.
         """
         if not self._joint:
             return self.flow.precision(value)
@@ -97,7 +98,7 @@ class SharedDiscrepancy(TorchDistribution):
         return torch.where(self._by_one, self.flow.precision(value), several)
 
     def curvature(self, value: Tensor) -> Tensor:
-        """Minus the second derivatives by s, likewise: of several exposures exactly where e is known."""
+        """Minus the second derivatives with respect to s, likewise; of several exposures, for known e."""
         if not self._joint:
             return self.flow.curvature(value)
         alone, left = self._alone(value)
@@ -105,7 +106,7 @@ class SharedDiscrepancy(TorchDistribution):
         return torch.where(self._by_one, self.flow.curvature(value), several)
 
     def _alone(self, value: Tensor) -> tuple[PixelMixture, Tensor]:
-        """The noise beside the mean of e, and what share of its information e leaves, (..., 1, D)."""
+        """The noise given the mean of e, and the fraction of its information left without e, (..., 1, D)."""
         given, (shares, variances) = self.flow.given(value), self._prior()
         e = self.discrepancy_given(value).mean[..., None, :]
         terms = [s.log() - 0.5 * (v.log() + e.square() / v) for s, v in zip(shares, variances, strict=True)]
@@ -117,7 +118,7 @@ class SharedDiscrepancy(TorchDistribution):
 
     @property
     def _by_one(self) -> Tensor:
-        """Pixels that one exposure has observed, (..., 1, D)."""
+        """Pixels that only one exposure observed, (..., 1, D)."""
         if self.flow.observed is None:
             return torch.zeros((), dtype=torch.bool, device=self.flow.loc.device)
         return self.flow.observed.sum(-2, keepdim=True) == 1
@@ -145,7 +146,7 @@ class SharedDiscrepancy(TorchDistribution):
         return self.event_shape[0] > 1 and self.flow.discrepancy is not None
 
     def _prior(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Shares and variances of the widths of e, each (..., 1, D)."""
+        """Probabilities and variances of the widths of e, each (..., 1, D)."""
         variances = self.flow.prior_variances()
         shares = [torch.as_tensor(s).to(variances[0]) for s in self.flow.prior_shares()]
         return shares, variances

@@ -1,4 +1,4 @@
-"""What every noise model of a spectrum shares: arguments, masks, batches, and the residual they are about."""
+"""The base class of the noise models: arguments, masks, batches, and the residual."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 HIT_SHARE = 1e-5
-"""Share of the pixels whose noise has no scale: cosmic rays of any height, defects, typing errors."""
+"""Fraction of pixels with noise of any size: cosmic rays, defects, typing errors."""
 
 HIT_WIDTH = 30.0
 """Width of the Cauchy distribution of their noise, in standard deviations of the usual noise."""
@@ -30,12 +30,12 @@ def log_cauchy_tail(size: Tensor) -> Tensor:
 
 
 def normal_quantile(log_p: Tensor) -> Tensor:
-    """The x with log Phi(x) = log_p <= log(1 / 2), however far in the tail."""
+    """The x with log Phi(x) = log_p <= log(1 / 2), accurate arbitrarily far in the tail."""
     near = torch.special.ndtri(log_p.clamp_min(-12.0).exp())
     far = -(-2 * log_p - (-4 * math.pi * log_p.clamp_max(-1.0)).log()).clamp_min(0.0).sqrt()
     x = torch.where(log_p > -12.0, near, far).detach()
 
-    # Newton's steps on the concave log Phi: they refine the far guess, and carry the gradient.
+    # Newton steps on the concave log Phi: they refine the asymptotic guess and carry the gradient.
     for _ in range(3):
         slope = math.sqrt(2 / math.pi) / torch.special.erfcx(-x / math.sqrt(2))
         x = x - (torch.special.log_ndtr(x) - log_p) / slope
@@ -45,14 +45,14 @@ def normal_quantile(log_p: Tensor) -> Tensor:
 class SpectrumNoise(TorchDistribution):
     r"""Base of the distributions of an observed spectrum y given the clean spectrum s, y = a (s + noise).
 
-    A subclass gives the log-densities of the pixels of a residual y / a - s (`_residual_terms`), says which
-    of them count (`_used`; by default those that are observed), and draws (`sample`).
-    Densities are computed once for what differs: a batch dimension along which neither the arguments nor the
-    value vary costs nothing.
+    A subclass defines the log-densities of the pixels of a residual y / a - s (`_residual_terms`), which
+    of them count (`_used`; by default those that are observed), and how to draw spectra (`sample`).
+    Nothing is computed twice: a batch dimension along which neither the arguments nor the value vary costs
+    nothing.
 
     Arguments:
         loc: The clean spectrum s, shape (..., D).
-        network: The conditioner. Its parameters are its own, not the distribution's.
+        network: The conditioner. Its parameters are not arguments of the distribution.
         scale: The positive scale a, broadcastable to the batch shape (...).
         observed: True where a pixel is observed, bool, shape (..., D); None for all.
         others: Further arguments of the subclass by name, each broadcastable to (..., D), or None.
@@ -112,7 +112,7 @@ class SpectrumNoise(TorchDistribution):
 
     @property
     def seen(self) -> Tensor:
-        """The same, True for all: bool, of the event's shape at least."""
+        """The same as a tensor also when all pixels are observed: bool, at least of the event's shape."""
         if self._observed is not None:
             return self._observed
         return torch.ones(self.event_shape, dtype=torch.bool, device=self.loc.device)
@@ -142,7 +142,7 @@ class SpectrumNoise(TorchDistribution):
         if self._observed is None:
             return value / scale - self.loc
 
-        # Twice: the inner keeps NaN out of the arithmetic, the outer keeps the gradient from s and a.
+        # Two masks: the inner keeps NaN out of the arithmetic, the outer blocks the gradient to s and a.
         residual = torch.where(self._observed, value, 0.0) / scale - self.loc
         return torch.where(self._observed, residual, 0.0)
 
@@ -161,7 +161,7 @@ class SpectrumNoise(TorchDistribution):
         return self.seen
 
     def _terms(self, value: Tensor) -> Tensor:
-        # Not expanded to the batch shape: what does not differ is computed once.
+        # Not expanded to the batch shape, so that equal values are computed once.
         if self._validate_args:
             self._validate_sample(value)
 

@@ -1,4 +1,4 @@
-"""Networks: generator G, encoder E, residual term, passage of light, and conditioners of the noise flows."""
+"""Networks: generator G, encoder E, residual term, velocity/dust/calibration, noise-flow conditioners."""
 
 from .encoder import Encoder
 from .generator import Generator

@@ -1,4 +1,4 @@
-"""The encoder z = E(y) of eq. (10): a first guess of the latent, never the answer."""
+"""The encoder z = E(y) of eq. (10): a first guess of the latents, which inference then improves."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ __all__ = ["Encoder"]
 
 
 class Encoder(nn.Module):
-    """E: R^D -> R^L by strided convolutions, told which pixels are missing.
+    """E: R^D -> R^L by strided convolutions, with the missing pixels as a second input.
 
-    The flux is brought to mean |flux| = 1 over the observed pixels first, so any scale gives the same latent.
+    The flux is first divided by its mean |flux| over the observed pixels, so the latents do not depend on its
+    scale.
 
     References:
         | Kang, He & Zhang 2021, RAA 21, 169, eq. (10) (https://arxiv.org/abs/2103.02896)
@@ -52,11 +53,11 @@ class Encoder(nn.Module):
         )
 
     def forward(self, flux: Tensor, mask: Tensor) -> Tensor:
-        """Latents (..., L) of spectra (..., D), mask True = bad; what is under the mask has no influence."""
+        """Latents (..., L) of spectra (..., D), mask True = bad; masked values have no influence."""
         observed = ~mask
         flux = torch.where(observed, flux, 0.0)
         unit = flux.abs().sum(-1, keepdim=True) / observed.sum(-1, keepdim=True).clamp_min(1)
-        # Missing pixels read as the mean flux.
+        # Missing pixels get the mean flux.
         filled = torch.where(observed, flux / unit.clamp_min(1e-12) - 1, 0.0)
         x = torch.stack([filled, mask.to(flux.dtype)], dim=-2)
         z = self.layers(x.reshape(-1, *x.shape[-2:]))

@@ -16,8 +16,8 @@ class TransposedConvolution(nn.Module):
     """A 1-d transposed convolution with kernel 2 * stride and padding stride / 2, channels last.
 
     The same map as `torch.nn.ConvTranspose1d`, written as one matrix product and a shifted sum: every output
-    block is the second half of one input pixel's kernel plus the first half of the next one's. It costs what
-    the product costs.
+    block is the second half of one input pixel's kernel plus the first half of the next one's. The sum costs
+    hardly more than the product.
 
     Arguments:
         channels_in: Channels of the input.
@@ -53,18 +53,18 @@ class TransposedConvolution(nn.Module):
 class Generator(nn.Module):
     """G: R^L -> R^D, smooth, trained to be locally isometric (eq. 10).
 
-    Dense layers make a short sequence of features, transposed convolutions lengthen it to D pixels. SiLU
-    keeps G smooth, which Gauss-Newton and Hamiltonian dynamics both live on.
+    Dense layers make a short sequence of features, and transposed convolutions lengthen it to D pixels. SiLU
+    keeps G smooth, as Gauss-Newton and Hamiltonian dynamics need.
 
     References:
         | Kang, He & Zhang 2021, RAA 21, 169, section 3.2 (https://arxiv.org/abs/2103.02896)
 
     Arguments:
         latent_dim: L.
-        size: D, the number of pixels; width * product(strides).
+        size: D, the number of pixels, a multiple of the product of the strides.
         hidden: Features of the dense layer.
         channels: Channels before each transposed convolution.
-        strides: Stride of each.
+        strides: Stride of each transposed convolution.
 
     Example:
         >>> Generator(latent_dim=3)(torch.zeros(7, 3)).shape
@@ -129,7 +129,7 @@ class Generator(nn.Module):
             if layer:
                 slope, x = _silu_slope(x), silu(x)
                 columns = [slope * c for c in columns]
-            # A ModuleList does not say what it holds.
+            # The type of a ModuleList does not include that of its modules.
             x, columns = upsample(x), [upsample.without_bias(c) for c in columns]  # type: ignore[operator]
         spectrum, jacobian = x.squeeze(-1) + self.mean, torch.cat(columns, dim=-1)
         return spectrum.reshape(*z.shape[:-1], -1), jacobian.reshape(*z.shape[:-1], *jacobian.shape[1:])

@@ -1,4 +1,4 @@
-"""The objective of eq. (10): reconstruct spectra, and keep distances."""
+"""The objective of eq. (10): reconstruct spectra and preserve distances."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["isometry_loss", "match_unit", "reconstruction_loss", "tolerant"]
 
 
 def match_unit(flux: Tensor, mask: Tensor, spectrum: Tensor) -> Tensor:
-    """Bring an incomplete spectrum (..., D) to the unit in which it would be complete.
+    """Rescale an incomplete spectrum (..., D) to mean |flux| = 1 over all pixels.
 
-    A spectrum that lacks pixels is known in units of its mean |flux| over the pixels it has. The model's
-    `spectrum` says what share of the mean the others carry. Complete spectra come back as they are. Gradients
-    do not pass through the factor, so a spectrum cannot be explained by shrinking it.
+    The input has mean |flux| = 1 over its observed pixels. The model's `spectrum` gives the contribution of
+    the others to the mean. Complete spectra are returned unchanged. Gradients do not pass through the factor,
+    so the loss cannot be reduced by shrinking the spectrum.
     """
     observed = ~mask
     count = observed.sum(-1, keepdim=True).clamp_min(1)
@@ -39,10 +39,10 @@ def reconstruction_loss(flux: Tensor, mask: Tensor, spectrum: Tensor) -> Tensor:
 
 
 def tolerant(loss: Tensor, tolerance: float) -> Tensor:
-    r"""A loss whose pull fades beyond a tolerance t, :math:`t \log(1 + l / t)`; the loss itself for t = 0.
+    r"""A loss that grows slowly beyond a tolerance t, :math:`t \log(1 + l / t)`; the loss itself for t = 0.
 
     A spectrum that L latents cannot express, such as one with strong emission lines, has a loss many times
-    that of the others. Under the plain mean it would bend the surface that fits them.
+    that of the others. In the plain mean it would dominate, and the other spectra would fit less well.
 
     Example:
         >>> tolerant(torch.tensor([1e-6, 1.0]), 1e-3)

@@ -1,4 +1,4 @@
-"""The conditioner of the noise flow: from the pixels before a pixel to the mean and width of its noise."""
+"""The conditioner of the noise flow: mean and width of a pixel's noise from the pixels before it."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# |alpha| stays below this, so that exp(+-alpha) is finite after a cosmic ray of any height. The widths that
-# remain, 5e-5 to 2e4 of the mean flux, are wider than any spectrograph.
+# |alpha| stays below this, so that exp(+-alpha) is finite after a cosmic ray of any height. The possible
+# widths, 5e-5 to 2e4 of the mean flux, include the noise of any spectrograph.
 ALPHA_MAX = 10.0
 
-# Pixels whose hidden units fit a CPU's cache; a whole batch at once is three times slower.
+# Number of pixels whose hidden units fit a CPU's cache; a whole batch at once is three times slower.
 _CPU_BLOCK = 2**14
 
 
 class NoiseNetwork(nn.Module):
     r"""Mean :math:`\mu_d` and log-width :math:`\alpha_d` of a pixel's noise, given the K pixels before it.
 
-    For :math:`d > K` one convolution (1 -> C channels, kernel K), one pixel-wise layer (C -> C') and two
-    heads read :math:`\epsilon_{d-K}, \dots, \epsilon_{d-1}`. The first K pixels have learned constants.
-    The paper drops the *first* of the D - K + 1 outputs of the convolution, which lets a pixel see itself;
-    here the *last* is dropped. Log-widths of the convolution are bounded smoothly,
+    For :math:`d > K` they are computed from :math:`\epsilon_{d-K}, \dots, \epsilon_{d-1}` by one convolution
+    (1 -> C channels, kernel K), one pixel-wise layer (C -> C') and two heads. The first K pixels have learned
+    constants. The paper drops the *first* of the D - K + 1 outputs of the convolution, which lets a pixel see
+    itself; here the *last* is dropped. Log-widths of the convolution are bounded smoothly,
     :math:`\alpha = 10 \tanh(x / 10)`, so that no input makes a width vanish or overflow.
 
-    A new network is the independent Gaussian of standard deviation `initial_scale`: its heads ignore the
-    hidden units until they have learned otherwise.
+    An untrained network gives independent Gaussian noise of standard deviation `initial_scale`: the weights
+    of its heads start at zero.
 
     References:
         | A novel stellar spectrum denoising method based on deep Bayesian modeling (Kang, He & Zhang 2021)
@@ -36,10 +36,10 @@ class NoiseNetwork(nn.Module):
         kernel: The number K of preceding pixels that a pixel depends on.
         channels: The number C of channels of the convolution.
         hidden: The number C' of hidden units of each pixel after it.
-        reach: Preceding noise is read as reach * tanh(eps / reach). Without it (None) a width that grows with
-            the noise before it feeds on itself, and draws of the flow run away.
-        initial_scale: The standard deviation to start from; also the scale of the input that the initial
-            weights of the convolution expect.
+        reach: Preceding noise enters as reach * tanh(eps / reach). Without this bound (None) a width that
+            grows with the preceding noise reinforces itself, and draws of the flow diverge.
+        initial_scale: Standard deviation of an untrained network's noise. The initial weights of the
+            convolution are scaled for inputs of this size.
 
     Example:
         >>> network = NoiseNetwork(initial_scale=0.1)
@@ -100,8 +100,8 @@ class NoiseNetwork(nn.Module):
 
         means, alphas = [], []
         for part in rows.split(block):
-            # Spectra end to end, windows ending one pixel early: no pixel sees itself. Windows that straddle
-            # two spectra belong to first pixels, replaced below.
+            # Spectra are joined end to end. Windows end one pixel early, so no pixel sees itself. Windows
+            # that cover two spectra belong to first pixels, which are replaced below.
             padded, size = F.pad(self._bounded(part.reshape(-1)), (k, 0)), part.numel()
             mean, alpha = self._condition(torch.stack([padded[i : i + size] for i in range(k)]))
             means.append(mean)
@@ -126,7 +126,7 @@ class NoiseNetwork(nn.Module):
         return eps if self.reach is None else self.reach * torch.tanh(eps / self.reach)
 
     def _condition(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        # (K, P) -> two (P,). Channels first: every product writes whole rows of pixels.
+        # (K, P) -> two (P,). Channels first, so that every product writes contiguous rows of pixels.
         h = windows
         for layer in (self.convolution, self.pixelwise):
             h = torch.addmm(layer.bias[:, None], layer.weight, h).relu_()

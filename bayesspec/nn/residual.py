@@ -1,4 +1,4 @@
-"""What the generator cannot express: a residual term B w, and beneath it a discrepancy of each pixel."""
+"""What the generator cannot express: a residual term B w, and a discrepancy in each pixel."""
 
 from __future__ import annotations
 
@@ -10,57 +10,58 @@ from torch import Tensor, nn
 __all__ = ["WIDTHS", "ResidualTerm"]
 
 WIDTHS = (0.6, 1.2, 2.4, 6.0, 60.0)
-"""How many times as large as usual the discrepancy of a pixel may be; the widest are lines no pattern has."""
+"""Widths of a pixel's discrepancy in units of the usual one; the widest is for lines that no pattern has."""
 
 USUAL = 1.2
-"""The width that all pixels have in a term that has learned nothing."""
+"""The width of all pixels in an untrained term."""
 
 KNOTS = 6
-"""Places along the spectrum, evenly spread, between which the size of residuals is interpolated."""
+"""Number of equidistant knots along the spectrum between which the amplitude of residuals is interpolated."""
 
 LOG_RANGE = 4.0
-"""The log size of a star's residuals stays within this, smoothly."""
+"""Smooth limit on the log amplitude of a star's residuals."""
 
 FALL = 4.0
-"""How steeply an anchor's weight falls with distance: as its square to the power of minus this."""
+"""At large distances an anchor's interpolation weight falls as the squared distance to the power -FALL."""
 
 FARTHEST = 4.0
-"""So many widths from an anchor and beyond, what it says of the mean is no longer extrapolated."""
+"""Distance from an anchor, in widths, beyond which its linear mean is no longer extrapolated."""
 
 
 class ResidualTerm(nn.Module):
     r"""The residual of a star beyond G(z): :math:`B\, m(z) + S(h) \odot B \Lambda(z)\,w + e`.
 
-    The columns of B are P patterns that residuals of many stars share. How stars have them, on average and
-    together, is another thing for every kind of star: an M dwarf's molecular bands are worse described than a
-    white dwarf's continuum. So the mean :math:`m(z)`, the P x R factor :math:`\Lambda(z)` of the covariance,
-    and the size :math:`\tau(z)` of what they leave in single pixels, e, are local: each is interpolated
-    between J anchors in the space of z, the mean as a linear function of z around each. w is standard normal.
+    The columns of B are P patterns that the residuals of many stars share. The mean and covariance of their
+    coefficients depend on the kind of star: an M dwarf's molecular bands are described less well than a white
+    dwarf's continuum. So the mean :math:`m(z)`, the P x R factor :math:`\Lambda(z)` of the covariance, and
+    the scale :math:`\tau(z)` of the misfit e that remains in single pixels are local. Each is interpolated
+    between J anchors in the space of z; around each anchor the mean is linear in z. w is standard normal.
 
-    How large the residuals of this star are, beside what is usual for its kind, is a smooth function of
-    wavelength, :math:`S_d(h)`: between T knots it is linear, and its logarithm there is
+    The amplitude of this star's residuals, relative to what is usual for its kind, is a function of
+    wavelength, :math:`S_d(h)`. It is linear between T knots, and its logarithm at a knot is
 
     .. math:: \ell_t = \varsigma h_T + \varsigma_l h_t, \quad h \sim \mathcal{N}(0, I),
 
-    one number for the whole star and one for each knot. Where a star is not seen, h goes back to its prior,
-    and intervals are as wide as they have to be.
+    with one number for the whole star and one for each knot. Where nothing is observed, h returns to its
+    prior, and intervals widen accordingly.
 
-    The discrepancy e of a pixel has one of several `WIDTHS`,
-    :math:`e_d \sim \sum_k \lambda_{kd}\, \mathcal{N}(0, \omega_k^2 S_d^2 \tau_d^2)`; `shares` says how often
-    each, pixel by pixel, for every kind of star. An emission line that no pattern has is no cosmic ray.
+    The discrepancy e of a pixel is a mixture of several `WIDTHS`,
+    :math:`e_d \sim \sum_k \lambda_{kd}\, \mathcal{N}(0, \omega_k^2 S_d^2 \tau_d^2)`. The mixture weights,
+    `shares`, depend on the pixel and the kind of star, so an emission line that is in no pattern is not
+    taken for a cosmic ray.
 
-    How much larger the noise of the star's exposures is than stated, b, is told from how large its residuals
-    are by all pixels together, and so it is here, too. The T + 2 + R latents of the residual are h: b, then
-    the numbers of the knots, then that of the whole star; and after it w.
+    The log noise level b of the exposures is a latent of this term too, because the data distinguish it from
+    the residual amplitudes only with all pixels together. The T + 2 + R latents are h (b, then one number for
+    each knot, then that of the whole star) and w.
 
     Arguments:
         latent_dim: L.
         size: D, the number of pixels.
         patterns: P.
-        components: R.
+        components: R, the dimension of w.
         anchors: J.
         bands: Knots along the spectrum between which an anchor's part of :math:`\log \tau` is interpolated.
-        kinds: Of stars, each with shares of its own: the classes that anchors were made for.
+        kinds: Number of kinds of star, each with its own mixture weights: the classes that have anchors.
         knots: T.
 
     Example:
@@ -108,7 +109,7 @@ class ResidualTerm(nn.Module):
             "knots": knots,
         }
         self.components, self.sizes = components, knots + 2
-        # What is many numbers and of no use to more than three digits is kept in half precision.
+        # Large arrays that need only three digits are kept in half precision.
         half = torch.float16
         self.register_buffer("basis", torch.zeros(patterns, size, dtype=half))
         self.register_buffer("anchors", torch.zeros(anchors, latent_dim))
@@ -128,7 +129,7 @@ class ResidualTerm(nn.Module):
 
     @property
     def dim(self) -> int:
-        """T + 2 + R, of h and w."""
+        """T + 2 + R, the number of latents h and w."""
         return self.sizes + self.components
 
     def split(self, hw: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,25 +144,25 @@ class ResidualTerm(nn.Module):
         return self._offset(z, near) @ basis + self.size(h) * scattered
 
     def jacobian(self, z: Tensor, hw: Tensor) -> Tensor:
-        """Its derivatives by (h, w), (..., D, T + 2 + R)."""
+        """Its derivatives with respect to (h, w), (..., D, T + 2 + R)."""
         h, w = self.split(hw)
         by_w = self.size(h)[..., None] * self.patterns_of(z)
         by_h = self.growth(h) * (by_w @ w[..., None])
         return torch.cat([by_h, by_w], dim=-1)
 
     def jacobian_z(self, z: Tensor, hw: Tensor) -> Tensor:
-        """Its derivatives by z, (..., D, L)."""
+        """Its derivatives with respect to z, (..., D, L)."""
         h, w = self.split(hw)
         near, away = self.near(z), z[..., None, :] - self.anchors
         square = away.square().sum(-1, keepdim=True)
 
-        # The weight of an anchor changes, (..., J, L), times what it says, (..., J, P).
+        # The derivative of each anchor's weight, (..., J, L), times its coefficients, (..., J, P).
         pull = -2 * FALL * away / (self.width.square() + square)
         turn = near[..., None] * (pull - (near[..., None] * pull).sum(-2, keepdim=True))
         slope = self.slope.to(z.dtype)
         means = self.offset + torch.einsum("...jl,jlp->...jp", self.away(z), slope)
 
-        # And what it says of the mean changes with `away`, whose derivatives are (..., J, L, L).
+        # And the weight times the derivative of its mean, which is linear in `away`, (..., J, L, L).
         reach = (FARTHEST * self.width).square()
         short = (1 + square / reach).rsqrt()[..., None]
         identity = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
@@ -172,11 +173,11 @@ class ResidualTerm(nn.Module):
         return (of_mean @ basis + self.size(h)[..., None, :] * (scattered @ basis)).mT
 
     def patterns_of(self, z: Tensor) -> Tensor:
-        r"""Spectra of unit w at the usual size, :math:`B \Lambda(z)`, (..., D, R), for z (..., L)."""
+        r"""Spectra of unit w at the usual amplitude, :math:`B \Lambda(z)`, (..., D, R), for z (..., L)."""
         return self.basis.T.to(z.dtype) @ self.local_factor(z)
 
     def near(self, z: Tensor) -> Tensor:
-        """The weight of each anchor, (..., J), of sum 1: by inverse distance, smooth and never undefined."""
+        """Interpolation weights of the anchors, (..., J), with sum 1: smooth, falling with distance."""
         square = (z[..., None, :] - self.anchors).square().sum(-1)
         return (-FALL * torch.log1p(square / self.width.square())).softmax(-1)
 
@@ -185,13 +186,13 @@ class ResidualTerm(nn.Module):
         return self._offset(z, self.near(z))
 
     def away(self, z: Tensor) -> Tensor:
-        """How far from each anchor, (..., J, L): never farther than `FARTHEST` widths."""
+        """Offset of z from each anchor, (..., J, L), limited smoothly to a length of `FARTHEST` widths."""
         offset = z[..., None, :] - self.anchors
         square = offset.square().sum(-1, keepdim=True) / (FARTHEST * self.width).square()
         return offset * (1 + square).rsqrt()
 
     def _each(self, w: Tensor) -> Tensor:
-        """What each anchor makes of w, (..., J, P), at the usual size."""
+        """Coefficients of w by each anchor's factor, (..., J, P), at the usual amplitude."""
         anchors, patterns, _ = self.factor.shape
         factor = self.factor.to(w.dtype).reshape(anchors * patterns, -1)
         return (w @ factor.T).unflatten(-1, (anchors, patterns))
@@ -201,29 +202,29 @@ class ResidualTerm(nn.Module):
         return near @ self.offset + (near[..., None] * self.away(z)).flatten(-2) @ slope
 
     def local_factor(self, z: Tensor) -> Tensor:
-        """Factor of their covariance, (..., P, R), at the usual size."""
+        """Factor of the coefficients' covariance, (..., P, R), at the usual amplitude."""
         return torch.einsum("...j,jpr->...pr", self.near(z), self.factor.to(z.dtype))
 
     def log_sizes(self, h: Tensor) -> Tensor:
-        """Log sizes at the knots, (..., T), of h (..., T + 2): they stay within `LOG_RANGE`, smoothly."""
+        """Log amplitudes at the knots, (..., T), for h (..., T + 2), limited smoothly to `LOG_RANGE`."""
         whole = self.spread * h[..., -1:] + self.local_spread * h[..., 1:-1]
         return LOG_RANGE * torch.tanh(whole / LOG_RANGE)
 
     def log_size(self, h: Tensor) -> Tensor:
-        """Log size of stars whose knots are as usual, (...), of their number for the whole star (...)."""
+        """Log amplitude, (...), for the number of the whole star (...) if those of its knots are 0."""
         return LOG_RANGE * torch.tanh(self.spread * h / LOG_RANGE)
 
     def mean_size(self, h: Tensor) -> Tensor:
-        """The mean log size of h (..., T + 2), in units of its prior's spread: standard normal, (...)."""
+        """The mean log amplitude, (...), for h (..., T + 2), divided by its prior standard deviation."""
         mean = self.spread * h[..., -1] + self.local_spread * h[..., 1:-1].mean(-1)
         return mean / (self.spread.square() + self.local_spread.square() / (self.sizes - 2)).sqrt()
 
     def log_volume(self, h: Tensor, told: Tensor) -> Tensor:
-        """Half the log determinant of the precision of w, (...), at sizes h (..., T + 2).
+        """Half the log determinant of the posterior precision of w, (...), at h.
 
         Arguments:
             h: (..., T + 2).
-            told: What the data say of w, as `bayesspec.inference.metric.information_by_size` has it,
+            told: Information of the data about w, from `bayesspec.inference.metric.information_by_size`,
                 (..., 2 T - 1, R, R).
         """
         size = self.log_sizes(h).exp()
@@ -233,11 +234,11 @@ class ResidualTerm(nn.Module):
         return torch.linalg.cholesky(identity + precision).diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
     def size(self, h: Tensor) -> Tensor:
-        """S, (..., D), of h (..., T + 2)."""
+        """S, (..., D), for h (..., T + 2)."""
         return self.log_sizes(h).exp() @ self.between.to(h.dtype)
 
     def growth(self, h: Tensor) -> Tensor:
-        """Derivatives by h of log S, (..., D, T + 2)."""
+        """Derivatives of log S with respect to h, (..., D, T + 2)."""
         sizes = self.log_sizes(h)
         slope = sizes.exp() * (1 - (sizes / LOG_RANGE).square())
         each = slope[..., None, :] * self.between.T.to(h.dtype)
@@ -246,21 +247,21 @@ class ResidualTerm(nn.Module):
         return every / self.size(h)[..., None]
 
     def discrepancy(self, z: Tensor, hw: Tensor) -> Tensor:
-        r""":math:`S \tau`, the usual size of e in each pixel, (..., D), at z (..., L) and (h, w)."""
+        r""":math:`S \tau`, the usual scale of e in each pixel, (..., D), at z (..., L) and (h, w)."""
         bands = self.near(z) @ self.log_bands
         return (bands @ self.interpolation + self.log_discrepancy).exp() * self.size(self.split(hw)[0])
 
     def shares(self, z: Tensor) -> Tensor:
         """Probability of each of `WIDTHS` in each pixel, (..., K, D), for stars with latents (..., L)."""
         shares = torch.einsum("...c,ckd->...kd", self._kinds(z), self.share.to(z.dtype))
-        return shares / shares.sum(-2, keepdim=True)  # half precision sums to one but roughly
+        return shares / shares.sum(-2, keepdim=True)  # in half precision the sum is only roughly 1
 
     def _kinds(self, z: Tensor) -> Tensor:
-        """The weight of each kind, (..., kinds), of sum 1."""
+        """The weight of each kind of star, (..., kinds), with sum 1."""
         return self.near(z) @ torch.nn.functional.one_hot(self.kind, len(self.share)).to(z.dtype)
 
 
 def _hats(bands: int, size: int) -> Tensor:
-    """Piecewise linear functions of the pixel, (bands, D), that are 1 at their own knot and sum to 1."""
+    """Piecewise linear functions of the pixel, (bands, D), each 1 at its own knot, with sum 1 everywhere."""
     position = torch.linspace(0, bands - 1, size)
     return (1 - (position - torch.arange(bands)[:, None]).abs()).clamp_min(0)

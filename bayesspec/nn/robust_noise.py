@@ -1,4 +1,4 @@
-"""The conditioner of the robust noise flow: what the pixels before, and the pipeline, say of the noise."""
+"""The conditioner of the robust noise flow: noise given the preceding pixels and the pipeline's errors."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 # Means stay below MEAN_MAX standard deviations, widths within exp(+-ALPHA_MAX) of the pipeline's.
 MEAN_MAX, ALPHA_MAX = 4.0, 3.0
 
-# So many standard deviations from nothing, noise tells half of what it would of the pixels after it: a cosmic
-# ray is no noise of theirs.
+# Noise of this many standard deviations has half its usual weight in the prediction for the next pixels, and
+# larger noise less: a cosmic ray says nothing about their noise.
 WILD = 30.0
 
 # Pixels on each side over which the pipeline's noise is averaged: far wider than a sky line.
@@ -20,7 +20,7 @@ _AROUND = 24
 # Legendre polynomials of the position along the spectrum.
 _POLYNOMIALS = 3
 
-# Pixels whose hidden units fit a CPU's cache.
+# Number of pixels whose hidden units fit a CPU's cache.
 _CPU_BLOCK = 2**14
 
 
@@ -28,16 +28,16 @@ class RobustNoiseNetwork(nn.Module):
     r"""Mean :math:`\mu_d` and log-width :math:`\alpha_d` of a pixel's whitened noise, and the base's mixture.
 
     One convolution over the K pixels before d, one pixel-wise layer and two heads, as in
-    :class:`bayesspec.nn.noise.NoiseNetwork`; beside the noise itself it reads what is known beforehand, the
-    *context* of a pixel: which of the K pixels are observed, how far the pipeline's standard deviation stands
-    above its surroundings (a sky line), and the position along the spectrum. All is smooth: the noise is read
-    as reach * tanh(t / reach) / (1 + (t / 30)^2), so that a cosmic ray is read as nothing, activations are
-    SiLU, and :math:`|\mu| < 4`, :math:`|\alpha| < 3`.
+    :class:`bayesspec.nn.noise.NoiseNetwork`. Besides the noise itself, the input has the *context* of a
+    pixel, which is known before the fluxes: which of the K pixels are observed, how much larger the
+    pipeline's standard deviation is than in the surroundings (a sky line), and the position along the
+    spectrum. The network is smooth: the noise enters as reach * tanh(t / reach) / (1 + (t / 30)^2), so that a
+    high cosmic ray has no effect, activations are SiLU, and :math:`|\mu| < 4`, :math:`|\alpha| < 3`.
 
-    The base is a mixture of M Gaussians of mean zero, weights :math:`\pi_m` and scales :math:`\kappa_m`: its
-    widest components take what no Gaussian expects, cosmic rays and residuals of sky lines.
+    The base is a mixture of M Gaussians of mean zero, weights :math:`\pi_m` and scales :math:`\kappa_m`. Its
+    widest components describe cosmic rays and residuals of sky lines.
 
-    A new network says mean 0 and log-width 0, whatever it sees.
+    An untrained network gives mean 0 and log-width 0 for any input.
 
     Arguments:
         pixels: The number D of pixels of the spectra.
@@ -45,7 +45,7 @@ class RobustNoiseNetwork(nn.Module):
         channels: The number of channels of the convolution.
         hidden: The number of hidden units of each pixel after it.
         components: The number M of components of the base.
-        reach: Preceding noise of a few standard deviations is read as reach * tanh(t / reach).
+        reach: Bound on the preceding noise in the input, in standard deviations.
 
     Example:
         >>> network = RobustNoiseNetwork()
@@ -88,11 +88,12 @@ class RobustNoiseNetwork(nn.Module):
         self.pixelwise = nn.Linear(channels, hidden)
         self.heads = nn.Linear(hidden, 2)
 
-        # From a little narrower than the pipeline's noise to thirty times as wide, each 1 / 4 as frequent.
+        # From a little narrower than the pipeline's noise to thirty times as wide, each with 1/4 of the
+        # weight of the one before.
         self.log_scales = nn.Parameter(torch.linspace(-0.2, math.log(30.0), components))
         self.log_weights = nn.Parameter(-math.log(4.0) * torch.arange(components, dtype=torch.float32))
 
-        # Typical standard deviation of the noise, median 1: for spectra whose pipeline gives none.
+        # Typical standard deviation of the noise, with median 1, for spectra without errors.
         self.register_buffer("reference", torch.ones(pixels))
         x = torch.linspace(-1, 1, pixels)
         position = torch.stack([x, 1.5 * x.square() - 0.5, 2.5 * x**3 - 1.5 * x])
@@ -108,7 +109,7 @@ class RobustNoiseNetwork(nn.Module):
         return self.log_weights.log_softmax(0), self.log_scales.exp()
 
     def context(self, noise_std: Tensor, observed: Tensor) -> Tensor:
-        """What is known of every pixel before the spectrum is seen, shape (I, ..., D).
+        """Input that is known before the fluxes, for every pixel, shape (I, ..., D).
 
         Arguments:
             noise_std: Standard deviation of the pipeline's noise, in any unit, positive, shape (..., D).
@@ -123,9 +124,9 @@ class RobustNoiseNetwork(nn.Module):
 
     @staticmethod
     def contrast(noise_std: Tensor, observed: Tensor) -> Tensor:
-        """How far the logarithm of `noise_std` stands above its mean over 24 pixels on each side, (..., D).
+        """Log of `noise_std` minus the mean log over 24 pixels on each side, shape (..., D).
 
-        Bounded by 1; 0 where not observed.
+        Smoothly limited to +-1; 0 where not observed.
         """
         seen = observed.to(noise_std.dtype)
         log_std = noise_std.log() * seen
@@ -137,7 +138,7 @@ class RobustNoiseNetwork(nn.Module):
 
         Arguments:
             t: The whitened noise, zero where not observed, shape (..., D).
-            context: Of its pixels, shape (I, ..., D); it may lack leading dimensions of t.
+            context: Context of the pixels, shape (I, ..., D); it may lack leading dimensions of t.
 
         Returns:
             The means and the log-widths, each of shape (..., D).
@@ -149,7 +150,7 @@ class RobustNoiseNetwork(nn.Module):
         rows = t.reshape(draws, batch, pixels)
         block = max(1, _CPU_BLOCK // pixels if t.device.type == "cpu" else batch)
 
-        # Spectra that share a context are worked on together; what is known enters once.
+        # Spectra with the same context are done together, so that the context enters only once.
         columns = []
         for part, known in zip(rows.split(block, 1), context.split(block, 1), strict=True):
             offset = self._offset(known.reshape(len(known), -1))
@@ -168,7 +169,7 @@ class RobustNoiseNetwork(nn.Module):
 
         Arguments:
             window: The K pixels before it, in order, zero where there is none, shape (..., K).
-            context: Of the pixel, shape (I, ...).
+            context: Context of the pixel, shape (I, ...).
 
         Returns:
             The mean and the log-width, each of shape (...).
@@ -185,7 +186,7 @@ class RobustNoiseNetwork(nn.Module):
         return torch.addmm(self.convolution.bias[:, None], self.known.weight, context)
 
     def _condition(self, windows: Tensor, offset: Tensor) -> Tensor:
-        # (K, P), (C, P) -> (2, P). Channels first: every product writes whole rows of pixels.
+        # (K, P), (C, P) -> (2, P). Channels first, so that every product writes contiguous rows of pixels.
         h = F.silu(torch.addmm(offset, self.convolution.weight, windows), inplace=True)
         h = F.silu(torch.addmm(self.pixelwise.bias[:, None], self.pixelwise.weight, h), inplace=True)
         raw = torch.addmm(self.heads.bias[:, None], self.heads.weight, h)
@@ -193,7 +194,7 @@ class RobustNoiseNetwork(nn.Module):
 
 
 def _moving_sum(value: Tensor) -> Tensor:
-    # Between the running sums at the two ends of the window.
+    # The difference of the running sums at the two ends of the window.
     running = F.pad(value.cumsum(-1), (1, 0))
     pixel = torch.arange(value.shape[-1], device=value.device)
     last = (pixel + _AROUND + 1).clamp_max(len(pixel))

@@ -1,1 +1,1 @@
-"""What happens to a star's light on its way: Doppler shift, dust, flux calibration."""
+"""Doppler shift, extinction by dust, and flux calibration."""

@@ -1,4 +1,4 @@
-"""The Doppler shift of spectra on the model's grid, by an interpolation that has exact derivatives."""
+"""The Doppler shift of spectra on the model's grid, by interpolation with exact derivatives."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ SPEED_OF_LIGHT = 299_792.458
 
 
 class Shift:
-    """Where the pixels of N observed spectra come from in the rest frame, and with which weights.
+    """Rest-frame positions and interpolation weights of the pixels of N observed spectra.
 
-    A pixel of observed wavelength :math:`\\lambda` shows the rest wavelength :math:`\\lambda / (1 + v / c)`.
-    The rest-frame spectrum is interpolated there by the cubic through four pixels that is continuous together
-    with its slope; beyond the ends of the grid it is what it is at the end.
+    A pixel at observed wavelength :math:`\\lambda` has the rest wavelength :math:`\\lambda / (1 + v / c)`.
+    The rest-frame spectrum is interpolated there by cubic convolution over four pixels, which is continuous
+    with its derivative. Beyond the ends of the grid it is constant.
 
     References:
         | Keys 1981, Cubic convolution interpolation, IEEE Trans. ASSP 29, 1153
 
     Arguments:
-        velocity: Radial velocity, positive away from us, km/s, (...,).
+        velocity: Radial velocity in km/s, positive for recession, (...,).
         grid: Wavelength grid of both frames, D pixels.
 
     Example:
@@ -59,7 +59,7 @@ class Shift:
         return self._sum(spectrum, self._weights())
 
     def slope(self, spectrum: Tensor) -> Tensor:
-        """Derivatives of the observed-frame spectra by the velocity, per km/s, (..., D)."""
+        """Derivatives of the observed-frame spectra with respect to velocity, per km/s, (..., D)."""
         return self._sum(spectrum, self._weight_slopes()) * self._slope
 
     def apply_columns(self, columns: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class Shift:
         )
 
     def lacks(self, mask: Tensor) -> Tensor:
-        """True where one of the four pixels is masked (..., D), or beyond the grid, (..., D)."""
+        """True where one of the four pixels is masked, `mask` (..., D), or beyond the grid, (..., D)."""
         beyond = (self._first < 0) | (self._first + 3 > self._last)
         return beyond | (self._sum(mask.to(self._fraction.dtype), (torch.ones_like(self._fraction),) * 4) > 0)
 

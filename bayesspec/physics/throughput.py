@@ -1,4 +1,4 @@
-"""Smooth factors on a star's light: extinction by dust, and flux calibration that is off."""
+"""Smooth factors on a star's flux: extinction by dust, and flux-calibration error."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from bayesspec.grid import WavelengthGrid
 __all__ = ["arm_mode", "calibration_modes", "extinction_mode"]
 
 BORDER = 6000.0
-"""Angstrom; where the blue arm of BOSS and of LAMOST hands over to the red one, within 300 Angstrom."""
+"""Wavelength in Angstrom where the blue and red arms of BOSS and LAMOST join, to within 300 Angstrom."""
 
 
 def extinction_mode(grid: WavelengthGrid, r_v: float = 3.1) -> NDArray[np.float64]:
-    r"""Derivative of log flux by E(B-V), (D,), up to a constant: the scale takes that up.
+    r"""Derivative of log flux with respect to E(B-V), (D,), up to a constant, which the scale absorbs.
 
-    The curve of Fitzpatrick 1999, by `dust_extinction`, without its mean over the grid.
+    The curve of Fitzpatrick 1999, from `dust_extinction`, minus its mean over the grid.
 
     References:
         | Fitzpatrick 1999, PASP 111, 63
@@ -34,7 +34,7 @@ def extinction_mode(grid: WavelengthGrid, r_v: float = 3.1) -> NDArray[np.float6
 
 
 def arm_mode(grid: WavelengthGrid) -> NDArray[np.float64]:
-    """Derivative of log flux by the log ratio of the red arm to the blue one, (D,), without its mean."""
+    """Derivative of log flux with respect to the log ratio of red to blue arm, (D,), minus its mean."""
     mode = (grid.wavelength > BORDER).astype(float)
     return mode - mode.mean()
 
