@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BayesspecError", "BundleError", "ObservationError", "ReadError"]
+__all__ = ["BayesspecError", "BundleError", "ObservationError", "ReadError", "StarError"]
 
 
 class BayesspecError(Exception):
@@ -19,3 +19,7 @@ class ObservationError(BayesspecError, ValueError):
 
 class BundleError(BayesspecError, ValueError):
     """A model bundle is missing, damaged, or of an unknown version."""
+
+
+class StarError(BayesspecError, IndexError):
+    """A result has no such star."""

@@ -88,7 +88,7 @@ def test_imports_are_found():
     assert "bayesspec.exceptions" in IMPORTS["bayesspec.observation"]
     assert "bayesspec.training.recipe" in IMPORTS["bayesspec.cli"]
     assert "bayesspec.model" in IMPORTS["bayesspec.results.result"]
-    assert {"bayesspec.results.plotting", "bayesspec.results.star"} <= IMPORTS["bayesspec.results.result"]
+    assert {"bayesspec.results.spectra", "bayesspec.results.star"} <= IMPORTS["bayesspec.results.result"]
     assert "bayesspec.benchmark.corruption" in IMPORTS["bayesspec.benchmark.sets"]
 
 

@@ -17,13 +17,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from bayesspec.observation import printable
 
+from .diagnostics import Flag
 from .star import Star
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.typing import RcKeyType
 
-__all__ = ["plot_spectra", "plot_star", "save_figure"]
+__all__ = ["plot_class_bars", "plot_spectra", "plot_star", "save_figure"]
 
 # Okabe & Ito's palette, apart for every kind of colour vision, and greys for what is in the background.
 CLEAN, TRUTH, OBSERVED, WARNING = "#0072B2", "#D55E00", "#9AA3AD", "#B3261E"
@@ -79,7 +80,7 @@ def plot_star(star: Star, truth: ArrayLike | None = None) -> Figure:
         spectra.tick_params(labelbottom=False)
         spectra.set_xlabel("")
         _plot_residuals(residuals, star)
-        _plot_classes(classes, star)
+        plot_class_bars(star, classes).set_xlabel("")  # the warnings are in the title
         _title(figure, star, notes)
         figure.align_ylabels([spectra, residuals])
     return figure
@@ -144,52 +145,66 @@ def _plot_residuals(ax: Axes, star: Star) -> None:
     ax.set_ylabel(label)
 
 
-def _plot_classes(ax: Axes, star: Star) -> None:
+def plot_class_bars(star: Star, ax: Axes | None = None) -> Axes:
+    """Draw a bar for the probability of each class, its number beside it.
+
+    The most probable one is blue and bold. Of a star with warnings it is red, hatched and not bold: no class
+    that is drawn as if it were sure stands beside a warning. The flags are below.
+
+    Arguments:
+        star: `res.star(i)` of a result.
+        ax: Where to draw; without it on a figure of its own.
+
+    Returns:
+        The axes.
+    """
+    if ax is None:
+        with matplotlib.rc_context(STYLE):
+            figure = Figure(figsize=(2.6, 3.4), dpi=150, layout="constrained")
+            figure.suptitle(plain(shorten(star.name, 30)), fontsize="large")
+            return plot_class_bars(star, figure.add_subplot())
     probabilities = star.class_probabilities
-    best = star.classes.index(star.row["class"])
+    best, doubtful = star.classes.index(star.row["class"]), bool(star.warnings)
     rows = np.arange(len(star.classes))
-    chosen = WARNING if star.warnings else CLEAN
-    colours = [chosen if row == best else OBSERVED for row in rows]
     ax.barh(rows, np.ones(len(rows)), height=0.62, color=GAP)
-    ax.barh(rows, probabilities, height=0.62, color=colours)
+    bars = ax.barh(rows, probabilities, height=0.62, color=[CLEAN if k == best else OBSERVED for k in rows])
+    if doubtful:
+        bars[best].set(facecolor="white", edgecolor=WARNING, hatch="//////", linewidth=0.7)
+    weights = ["bold" if k == best and not doubtful else "normal" for k in rows]
     for row, p in enumerate(probabilities):
-        weight = "bold" if row == best else "normal"
         text = "0" if p < 5e-4 else f"{p:.3f}".lstrip("0") if p < 0.9995 else "1"
         ax.text(
-            1.06,
-            row,
-            text,
-            va="center_baseline",
-            fontsize=8.5,
-            color=INK if p >= 5e-4 else QUIET,
-            weight=weight,
-        )
-    ax.set_yticks(rows, [_plain(name) for name in star.classes])
-    for row, tick in enumerate(ax.get_yticklabels()):
-        tick.set_fontweight("bold" if row == best else "normal")
+            1.06, row, text, va="center_baseline", fontsize="small",
+            color=INK if p >= 5e-4 else QUIET, weight=weights[row],
+        )  # fmt: skip
+    ax.set_yticks(rows, [plain(name) for name in star.classes])
+    for tick, weight in zip(ax.get_yticklabels(), weights, strict=True):
+        tick.set_fontweight(weight)
     ax.set_xlim(0, 1.36)
     ax.invert_yaxis()
     ax.set_xticks([])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    ax.set_title("class probability", fontsize=9.5, loc="left", pad=8)
+    ax.set_title("class probability", fontsize="medium", loc="left", pad=8)
+    ax.set_xlabel(flag_words(star), color=WARNING, fontsize="small")
+    return ax
 
 
 def _title(figure: Figure, star: Star, notes: list[str]) -> None:
     row = star.row
     count = int(row["exposures"])
     facts = [
-        f"class {_plain(row['class'])}, p = {row['probability']:.3f}",
+        f"class {plain(row['class'])}, p = {row['probability']:.3f}",
         f"{count} exposure{'s' * (count != 1)}",
         f"{row['observed_fraction']:.0%} of the grid observed",
         f"$\\chi^2$ per term {row['chi2']:.2f}",
-        f"{_plain(star.model_name)}, {star.method.upper() if star.method == 'map' else star.method}",
+        f"{plain(star.model_name)}, {star.method.upper() if star.method == 'map' else star.method}",
     ]
 
     def write(text: str, below: float, **style: Any) -> None:
         figure.text(0.075, 1 - below / figure.get_figheight(), text, va="center", **style)
 
-    write(_shorten(printable(star.name)), 0.245, fontsize=13, weight="bold", parse_math=False)
+    write(shorten(printable(star.name)), 0.245, fontsize=13, weight="bold", parse_math=False)
     write("  ·  ".join(facts), 0.515, fontsize=9.5, color=QUIET)
     for k, note in enumerate(notes, start=1):
         write(note, 0.515 + LINE * k, fontsize=9.5, color=WARNING, parse_math=False)
@@ -228,10 +243,17 @@ def _flux_label(unit: u.UnitBase, power: int) -> str:
     return f"Flux [{' '.join(parts)}]" if parts else "Flux"
 
 
-def _plain(text: str) -> str:
+def flag_words(star: Star) -> str:
+    """The flags of a star, as "low S/N, not a star"; its warnings where it has none."""
+    flags = ", ".join(str(flag.name) for flag in Flag(int(star.row["flags"])))
+    words = flags.lower().replace("_", " ").replace("snr", "S/N")
+    return plain(shorten(words or "; ".join(star.warnings), 50))
+
+
+def plain(text: str) -> str:
     """A name that may hold the sign of mathematics, or what cannot be shown."""
     return printable(text).replace("$", r"\$")
 
 
-def _shorten(name: str, length: int = 70) -> str:
+def shorten(name: str, length: int = 70) -> str:
     return name if len(name) <= length else f"{name[: length - 1]}…"

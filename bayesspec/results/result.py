@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -12,19 +13,18 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 from astropy import units as u
 from astropy.table import MaskedColumn, Table
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from bayesspec.exceptions import BayesspecError
+from bayesspec.exceptions import BayesspecError, StarError
 from bayesspec.grid import Rebinned, WavelengthGrid, mean_exposure
 from bayesspec.observation import printable
 
+from .figures import Figures
 from .star import Failure, Star
 
 if TYPE_CHECKING:
     import torch
     from arviz import InferenceData
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from specutils import Spectrum
     from xarray import DataTree
 
@@ -49,7 +49,7 @@ _TUPLES = "names", "units", "facts", "warnings"
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
+class Result(Figures):
     """N stars, denoised: `res[i]` is one of them, `len(res)` is N.
 
     Arrays are those of the model, on its grid and in its units; properties and methods speak the units of the
@@ -239,7 +239,7 @@ class Result:
     def _posterior(self, i: SupportsIndex, consequence: str) -> Posterior:
         from .spectra import Posterior
 
-        star = self[i]
+        star = self[operator.index(i)]
         if star.draws is None or star.model is None:
             raise BayesspecError(
                 f"method={self.method!r} gives the point of highest density, not a posterior, so "
@@ -341,7 +341,7 @@ class Result:
 
     def _without_lines(self, i: SupportsIndex) -> Star:
         """Star i for what shows no widths of lines, of which draws take longer than a figure."""
-        one = self[i]
+        one = self[operator.index(i)]
         seen = (~one.observed_mask[0]).any(-1)
         return Star(
             name=one.names[0],
@@ -394,23 +394,6 @@ class Result:
         rows = [failed.get(position) or next(stars) for position in range(len(self) + len(failed))]
         return write_products(rows, path, overwrite=overwrite)
 
-    def plot(self, i: SupportsIndex = 0, ax: Axes | None = None, *, truth: ArrayLike | None = None) -> Figure:
-        """Figure of star i: observed and clean spectrum, residuals, classes; on `ax` the spectra alone.
-
-        Arguments:
-            i: Which star.
-            ax: Where to draw the spectra alone.
-            truth: The true spectrum on the model's grid, (D,), in the flux unit of the input, where it is
-                known.
-        """
-        from .plotting import plot_spectra, plot_star
-
-        star = self._without_lines(i)
-        if ax is None:
-            return plot_star(star, truth)
-        plot_spectra(ax, star, truth)
-        return ax.figure.figure  # the whole one, where ax is in a part of it
-
     def __len__(self) -> int:
         return len(self.names)
 
@@ -421,7 +404,10 @@ class Result:
         if isinstance(index, slice):
             rows = np.arange(len(self))[index]
         else:
-            rows = np.atleast_1d(np.arange(len(self))[np.asarray(index)])
+            try:
+                rows = np.atleast_1d(np.arange(len(self))[np.asarray(index)])
+            except IndexError:
+                raise StarError(f"no star {index}: the result has {len(self)}, counted from 0") from None
         changed: dict[str, Any] = {name: value[rows] for name, value in self._arrays().items()}
         changed |= {n: tuple(getattr(self, n)[row] for row in rows) for n in _TUPLES}
         draws = None if self.draws is None else self.draws.select(rows)

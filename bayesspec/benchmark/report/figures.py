@@ -9,12 +9,14 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from bayesspec.benchmark.measures.compare import median, wins
 from bayesspec.benchmark.measures.coverage import LEVELS
 from bayesspec.benchmark.run import INPUT, Scored
+from bayesspec.exceptions import BayesspecError
 from bayesspec.model import StellarModel
+from bayesspec.results.classes import CLASS_STYLES
 from bayesspec.results.plotting import CLEAN, INK, QUIET, STYLE
 from bayesspec.training.library import CLASSES
 
@@ -27,21 +29,13 @@ __all__ = [
     "loss_against_loss",
     "method_styles",
     "noise_levels",
+    "plot_coverage",
 ]
 
 PALETTE = (INK, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#5B4B8A", "#B5B000")
 """Okabe & Ito's without what means the truth and ours, and some more; what comes after has another dash."""
 
 DASHES = ("-", "--", ":")
-
-SEQUENCE = matplotlib.colormaps["plasma"](np.linspace(0.02, 0.9, 7))
-CLASS_STYLES = {
-    **{name: {"color": SEQUENCE[k], "marker": "o"} for k, name in enumerate("OBAFGKM")},
-    "CV": {"color": "#009E73", "marker": "s"},
-    "Carbon": {"color": "#6B4A2B", "marker": "^"},
-    "WD": {"color": "#56B4E9", "marker": "D"},
-}
-"""Hot to cool by colour; what is not of that sequence by its marker too."""
 
 OUTLIER = 1e-2
 """Outlier score below which a star is circled."""
@@ -178,17 +172,53 @@ def calibration(found: Mapping[str, Scored], method: str) -> Figure:
         figure = Figure(figsize=(9.6, 4.9), dpi=130, layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         for ax, (measure, title) in zip(panels, titles.items(), strict=True):
-            ax.plot([0, 1], [0, 1], color=QUIET, lw=0.8)
-            ax.text(0.29, 0.32, "calibrated", color=QUIET, rotation=45, fontsize=8.5, ha="center")
-            for k, name in enumerate(names):
-                share = found[name].scores[method][measure].mean(0)
-                style = {"color": (CLEAN, *PALETTE)[k % 9], "ls": DASHES[k // 9]}
-                ax.plot([0, *LEVELS], [0, *share], marker="o", ms=4, label=name.replace("_", " "), **style)
-            ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="Share that the interval says")
-            ax.set_title(title, fontsize=10)
-        panels[0].set_ylabel("Share of pixels inside")
+            shares = {n.replace("_", " "): found[n].scores[method][measure].mean(0) for n in names}
+            plot_coverage(shares, ax=ax).set_title(title, fontsize=10)
+        panels[1].set_ylabel("")
         _legend_below(figure, panels[0])
     return figure
+
+
+def plot_coverage(
+    shares: Mapping[str, ArrayLike], levels: Sequence[float] = LEVELS, ax: Axes | None = None
+) -> Axes:
+    """Draw how often intervals hold the truth against how often they say so; on the diagonal both agree.
+
+    Below it intervals are too narrow, above it too wide.
+
+    Arguments:
+        shares: For each line of the legend the share of truths inside the intervals, (levels,), between 0 and
+            1, such as `interval_coverage(...).share`.
+        levels: Of the intervals, rising, between 0 and 1.
+        ax: Where to draw; without it on a figure of its own, with a legend.
+
+    Raises:
+        BayesspecError: if there are not as many shares as levels.
+
+    Returns:
+        The axes.
+
+    Example:
+        >>> ax = plot_coverage({"right": [0.5, 0.9], "too narrow": [0.3, 0.6]}, levels=[0.5, 0.9])
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('Share that the interval says', 'Share of pixels inside')
+    """
+    if ax is None:
+        with matplotlib.rc_context(STYLE):
+            ax = Figure(figsize=(4.6, 4.6), dpi=150, layout="constrained").add_subplot()
+            plot_coverage(shares, levels, ax).legend(loc="upper left")
+            return ax
+    ax.plot([0, 1], [0, 1], color=QUIET, lw=0.8)
+    ax.text(0.29, 0.32, "calibrated", color=QUIET, rotation=45, fontsize="small", ha="center")
+    for k, (name, share) in enumerate(shares.items()):
+        if np.shape(share) != np.shape(levels):
+            raise BayesspecError(f"{name}: shares {np.shape(share)} for levels {np.shape(levels)}")
+        colour, dash = (CLEAN, *PALETTE)[k % 9], DASHES[k // 9 % len(DASHES)]
+        points = [0, *levels], [0, *np.asarray(share)]
+        ax.plot(*points, marker="o", ms=4, label=name, color=colour, ls=dash)
+    ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    ax.set(xlabel="Share that the interval says", ylabel="Share of pixels inside")
+    return ax
 
 
 def _median_lines(

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from bayesspec.benchmark.measures.compare import accuracy, confusion, log_score, mean, median, share, wins
 from bayesspec.benchmark.measures.coverage import LEVELS, interval_coverage
 from bayesspec.benchmark.measures.der_snr import der_snr
 from bayesspec.benchmark.measures.losses import clean_variance, squared_loss
+from bayesspec.benchmark.report.figures import plot_coverage
+from bayesspec.exceptions import BayesspecError
 from bayesspec.grid import WavelengthGrid
 from bayesspec.results.lines import LINES, equivalent_width
 
@@ -100,6 +103,19 @@ def test_a_right_posterior_covers_and_others_do_not(rng):
     for posterior, sign in ((draws / 2, -1), (draws * 2, 1), (draws + 2, -1)):
         found = interval_coverage(posterior, truth, NOTHING)
         assert (sign * (found.share - LEVELS) > 0.03).all()
+
+
+def test_a_coverage_curve_is_what_was_found():
+    """On axes that are given or its own; a calibrated posterior lies on the diagonal."""
+    shares = {"right": LEVELS, "too narrow": 0.5 * np.array(LEVELS)}
+    ax = Figure().add_subplot()
+    assert plot_coverage(shares, ax=ax) is ax
+    for axes in (ax, plot_coverage(shares)):
+        drawn = {line.get_label(): line.get_xydata() for line in axes.lines}
+        for name, expected in shares.items():
+            np.testing.assert_allclose(drawn[name], np.column_stack([(0, *LEVELS), (0, *expected)]))
+    with pytest.raises(BayesspecError, match=r"odd: shares \(2,\) for levels \(4,\)"):
+        plot_coverage({"odd": [0.1, 0.2]})
 
 
 def test_coverage_can_allow_for_the_truths_noise(rng):
