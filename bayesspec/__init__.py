@@ -8,7 +8,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Loaded on first use, so that the parts without torch (readers, the ArviZ converter) stay light.
+# Loaded on first use, so that parts without torch (readers, the ArviZ converter) load quickly.
 _PUBLIC = {
     "Observation": "bayesspec.observation",
     "Result": "bayesspec.results.result",
@@ -25,9 +25,7 @@ __all__ = [*sorted(_PUBLIC), "__version__"]
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'bayesspec' has no attribute {name!r}")
-    with (
-        warnings.catch_warnings()
-    ):  # libraries add filters when they are loaded: not behind the caller's back
+    with warnings.catch_warnings():  # libraries add filters when they are loaded; the caller's stay unchanged
         value = getattr(import_module(_PUBLIC[name]), name)
     globals()[name] = value
     return value

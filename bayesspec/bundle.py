@@ -1,4 +1,4 @@
-"""A trained model on disk: `model.safetensors` and the card `model.json`, and nothing that could run code."""
+"""A trained model on disk: `model.safetensors` and the card `model.json`, neither of which can run code."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ FORMAT_VERSION = 2
 WEIGHTS, CARD = "model.safetensors", "model.json"
 
 _MOST_BYTES = {WEIGHTS: 4 << 30, CARD: 4 << 20}
-"""Of each file, hundreds of times what the shipped bundles have; more is refused before it is read."""
+"""Size limits, hundreds of times the sizes of the shipped bundles; larger files are refused unread."""
 
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
 """Endings of files that may run code when they are opened."""
 
 _SETTINGS = ("format", "sha256", "grid", "classes", "architecture")
-"""What of a card makes the model: the rest only tells of it."""
+"""The parts of a card that define the model; the rest describes it."""
 
 
 def shipped() -> dict[str, Path]:
@@ -52,12 +52,12 @@ def load_model(name: str | Path, *, device: torch.device | str = "cpu") -> Stell
 
     Arguments:
         name: `stellar`, `kang2021`, or the folder of a bundle.
-        device: Where its tensors go.
+        device: The device for its tensors.
 
     Raises:
-        BundleError: if there is none, a file is missing or damaged, what makes the model is not what was
-            saved, or the format is another than this package's. Nothing is allocated for a card that does not
-            fit its weights.
+        BundleError: if there is no such bundle, a file is missing or damaged, the settings that define the
+            model were changed after it was saved, or the format is not supported. No memory is allocated for
+            a card that does not fit its weights.
 
     Example:
         >>> model = load_model("kang2021")
@@ -73,17 +73,18 @@ def read_card(name: str | Path) -> dict[str, Any]:
     """The card of a bundle: architecture, grid, classes, provenance, recipe, metrics, version, hashes.
 
     Raises:
-        BundleError: as `load_model`; the weights are not looked at.
+        BundleError: as `load_model`; the weights are not read.
     """
     path = _locate(name)
     return _checked(_read_json(path), path)
 
 
 def settings_hash(card: Mapping[str, Any]) -> str:
-    """SHA-256 of what of a card makes the model: format, hash of the weights, grid, classes and architecture.
+    """SHA-256 of the parts of a card that define the model.
 
-    Of their JSON with sorted keys, no white space, and whole numbers without a decimal point: the order and
-    the layout of a card do not matter.
+    These are format, hash of the weights, grid, classes and architecture. They are hashed as JSON with sorted
+    keys, no white space, and whole numbers without a decimal point, so the order and layout of a card do not
+    matter.
     """
 
     def canonical(value: Any) -> Any:
@@ -99,7 +100,7 @@ def settings_hash(card: Mapping[str, Any]) -> str:
 
 
 def seal(path: str | Path) -> Path:
-    """Give a bundle of format 1, whose card nobody has changed, the hash that format 2 asks for.
+    """Convert a bundle of format 1 to format 2, which has a hash. Use it only if nobody changed the card.
 
     Raises:
         BundleError: if it is not of format 1, or card and weights do not make a model.
@@ -115,18 +116,19 @@ def seal(path: str | Path) -> Path:
 def save_model(
     model: StellarModel, path: str | Path, *, card: Mapping[str, Any], overwrite: bool = False
 ) -> Path:
-    """Write a bundle. Tensors that half precision holds to the last bit are written in it.
+    """Write a bundle. Tensors that half precision represents exactly are written in half precision.
 
-    A bundle that is there is replaced when the new one is complete and known to load.
+    An existing bundle is replaced only when the new one is complete and has been loaded successfully.
 
     Arguments:
-        model: What to save.
-        path: Its folder, made if need be.
-        card: Name, provenance, recipe, metrics: anything JSON holds. The rest of the card is added.
-        overwrite: Replace a bundle that is there.
+        model: The model.
+        path: Folder of the bundle, created if necessary.
+        card: Name, provenance, recipe, metrics: anything that JSON can represent. The rest of the card is
+            added.
+        overwrite: Replace an existing bundle.
 
     Raises:
-        BundleError: if there is a bundle already and it is not to be replaced, the card is not JSON, the
+        BundleError: if there is a bundle already and `overwrite` is False, the card is not JSON, the
             model would not load, or the folder cannot be written.
     """
     from . import __version__
@@ -153,7 +155,7 @@ def save_model(
 
 
 def _write(path: Path, card: dict[str, Any], weights: bytes) -> Path:
-    """Put both files in place, once they are known to make a model."""
+    """Move both files into place after checking that they make a model."""
     try:
         text = json.dumps({**card, "settings_sha256": settings_hash(card)}, indent=1, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -198,7 +200,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _checked(card: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The card, if it is whole and what makes the model is as it was saved."""
+    """The card, if it is complete and the parts that define the model are unchanged."""
     if missing := {"name", *_SETTINGS} - set(card):
         raise BundleError(f"{path}: {CARD} lacks {', '.join(sorted(missing))}")
     found = card["format"]
@@ -219,7 +221,7 @@ def _checked(card: dict[str, Any], path: Path) -> dict[str, Any]:
     if not unchanged:
         raise BundleError(
             f"{path}: format, grid, classes or architecture in {CARD} are not those that were saved "
-            "(settings_sha256 is another)"
+            "(settings_sha256 differs)"
         )
     return card
 
@@ -235,9 +237,9 @@ def _model(card: dict[str, Any], weights: bytes, path: Path) -> StellarModel:
         ):
             raise ValueError("classes must be a list of names")
         if len(set(classes)) < len(classes):
-            raise ValueError("two classes have one name")
+            raise ValueError("two classes have the same name")
         tensors = load(weights)
-        with torch.device("meta"):  # sizes, and no memory
+        with torch.device("meta"):  # sizes without memory
             sizes = _networks(card)
         _fit(WavelengthGrid(**card["grid"]), len(classes), sizes, tensors)
         networks = _networks(card)
@@ -250,7 +252,7 @@ def _model(card: dict[str, Any], weights: bytes, path: Path) -> StellarModel:
                 tensors["prior.centres"].float(),
                 tensors["prior.log_weights"].float(),
                 tensors["prior.bandwidth"].float(),
-                **card["architecture"].get("prior", {}),  # a card that does not say has round kernels
+                **card["architecture"].get("prior", {}),  # the default is isotropic kernels
             ),
             networks["noise"],
             card,
@@ -292,7 +294,7 @@ def _fit(grid: WavelengthGrid, classes: int, networks: dict[str, Any], tensors: 
     }
     prior = {f"prior.{name}" for name in ("centres", "log_weights", "bandwidth")}
     if wrong := sorted((expected.keys() | prior) ^ tensors.keys()):
-        raise ValueError(f"{wrong[0]} is in one of them only")
+        raise ValueError(f"{wrong[0]} is in only one of them")
     for name, shape in expected.items():
         if tuple(tensors[name].shape) != shape:
             raise ValueError(f"{name} is {tuple(tensors[name].shape)}, not {shape}")
@@ -304,10 +306,10 @@ def _fit(grid: WavelengthGrid, classes: int, networks: dict[str, Any], tensors: 
     }
     for name, tensor in tensors.items():
         if tensor.is_floating_point() == (name in whole) or tensor.is_complex():
-            raise ValueError(f"{name} has numbers of the kind {tensor.dtype}")
+            raise ValueError(f"{name} has the wrong type, {tensor.dtype}")
     buffers = sum(math.prod(buffer.shape) for network in networks.values() for buffer in network.buffers())
     if buffers > 10**7 + 10 * sum(tensor.numel() for tensor in tensors.values()):
-        raise ValueError(f"{buffers} numbers would be made of a file that holds fewer")
+        raise ValueError(f"the card asks for {buffers} numbers, far more than the weights have")
 
     sizes = {
         name: network.config.get("size", network.config.get("pixels")) for name, network in networks.items()
@@ -320,7 +322,7 @@ def _fit(grid: WavelengthGrid, classes: int, networks: dict[str, Any], tensors: 
     centres = tensors["prior.centres"]
     for name, network in networks.items():
         if network.config.get("latent_dim") not in (None, centres.shape[-1]):
-            raise ValueError(f"the prior has {centres.shape[-1]} latents, the {name} another number")
+            raise ValueError(f"the prior has {centres.shape[-1]} latents, the {name} a different number")
     if len(centres) != classes:
         raise ValueError(f"{classes} classes are named, the prior has {len(centres)}")
     for name, tensor in tensors.items():
@@ -344,7 +346,7 @@ def _locate(name: str | Path) -> Path:
         path = Path(name)
         if (path / CARD).exists():
             return path
-    except (OSError, TypeError, ValueError):  # no name of a file, or a folder that may not be looked into
+    except (OSError, TypeError, ValueError):  # not a valid file name, or a folder without read permission
         pass
     bundle = f"a bundle is a folder of {CARD} and {WEIGHTS}, as save_model writes it"
     if str(name).lower().endswith(_PICKLES):

@@ -1,4 +1,4 @@
-"""A demonstration whose truth is known: a real star, observed by the model's own noise."""
+"""A demonstration with known truth: a real star, with noise drawn from the model."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ __all__ = ["Demonstration", "example_star", "noisy_exposures", "run_demo", "to_s
 
 EXPOSURES = 3
 NOISE = 0.1
-"""Of an exposure, in units of the mean flux, at a typical wavelength."""
+"""Noise of an exposure at a typical wavelength, in units of the mean flux."""
 
 FLUX = 20.0
-"""Mean flux of the star, 1e-17 erg/s/cm2/Angstrom: bright for SDSS, where S/N 10 is that of fainter stars."""
+"""Mean flux of the star, 1e-17 erg/s/cm2/Angstrom (bright for SDSS, where fainter stars have S/N 10)."""
 
 GAP = (6900.0, 7266.0)
-"""Angstrom; no exposure has data here: 150 pixels."""
+"""Angstrom; no exposure has data in these 150 pixels."""
 
 OVERLAP = (5850.0, 6350.0)
-"""Angstrom; both cameras see this."""
+"""Angstrom; both cameras cover this range."""
 
 COSMIC_RAYS = ((0, 5400.0, False), (1, 7900.0, True))
-"""Exposure, Angstrom, and whether the pipeline found it and masked it."""
+"""Exposure, wavelength in Angstrom, and whether the pipeline found and masked it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Demonstration:
-    """What came of it; losses are mean squared differences from the truth where its mean |flux| is 1.
+    """The results of the demonstration.
 
     Arguments:
-        result: Of the one star.
+        result: The result for the star.
         truth: The star without noise, (D,), in the result's flux unit.
-        losses: Of the input and of the denoised spectrum.
-        files: What was written.
+        losses: Mean squared differences of input and denoised spectrum from the truth at mean |flux| = 1.
+        files: The files that were written.
     """
 
     result: Result
@@ -64,17 +64,17 @@ class Demonstration:
 def run_demo(
     folder: str | Path, model: StellarModel, *, seed: int = 0, overwrite: bool = False
 ) -> Demonstration:
-    """Write a noisy SDSS file of the example star, denoise it as any other file, compare with the truth.
+    """Write a noisy SDSS file of the example star, denoise it like any other file, compare with the truth.
 
     Raises:
-        BayesspecError: if the folder holds a demonstration and `overwrite` is False, or cannot be written to.
+        BayesspecError: if the folder has a demonstration and `overwrite` is False, or cannot be written to.
     """
     folder = Path(folder)
     file = folder / "spec-demo.fits"
     writer = ProductWriter(folder, [str(file)], figures=True, overwrite=overwrite)
-    # A summary that the writer does not mind is that of a run that failed, and the file is of that run.
+    # A summary that the writer accepts is from a failed run, and so is the file.
     if file.exists() and not (overwrite or (folder / SUMMARY).exists()):
-        raise BayesspecError(f"{file}: there already, and overwriting was not asked for")
+        raise BayesspecError(f"{file}: there already; --overwrite (overwrite=True) replaces it")
     writer.write_summary()
 
     truth = on_grid(example_star(), model.grid)
@@ -132,9 +132,10 @@ def on_grid(star: Observation, grid: WavelengthGrid) -> NDArray[np.float64]:
 def noisy_exposures(
     truth: NDArray[np.float64], model: StellarModel, *, seed: int = 0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int32]]:
-    """Exposures of a star with noise of the model's flow: flux, ivar and mask bits, each (E, D).
+    """Exposures of a star with noise drawn from the model's flow: flux, ivar and mask bits, each (E, D).
 
-    Two cosmic rays hit: the one that the pipeline found is flagged FULLREJECT. The gap is flagged NODATA.
+    There are two cosmic rays; the one that the pipeline found is flagged FULLREJECT. The gap is flagged
+    NODATA.
     """
     wavelength = model.grid.wavelength
     with seeded(seed):
@@ -154,7 +155,7 @@ def noisy_exposures(
 
 
 def _noise(loc: torch.Tensor, model: StellarModel) -> NoiseFlow | RobustNoiseFlow:
-    """Noise about a spectrum: of the model's own level, or of `NOISE` where it is told the level."""
+    """Noise around a spectrum, at the model's own level, or at `NOISE` if the model takes a level."""
     if isinstance(model.noise, NoiseNetwork):
         return NoiseFlow(loc, model.noise)
     return RobustNoiseFlow(loc, model.noise, NOISE * model.noise.reference)
@@ -165,8 +166,8 @@ def to_sdss(
 ) -> fits.HDUList:
     """An SDSS full file of exposures (E, D): coadd, catalogue row, lines, and a blue and a red frame of each.
 
-    Pixels are those of the grid, so that nothing is rebinned on the way back. Where the cameras overlap, each
-    has half of the inverse variance.
+    The pixels are those of the grid, so that reading the file needs no rebinning. Where the cameras overlap,
+    each has half of the inverse variance.
     """
     loglam, wavelength = np.log10(grid.wavelength), grid.wavelength
     good = np.where(bits == 0, ivar, 0.0)

@@ -1,4 +1,4 @@
-"""The wavelength grid of the model, and the only road onto it: flux-conserving rebinning."""
+"""The wavelength grid of the model, and flux-conserving rebinning to it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 Array = NDArray[np.float64]
 
 FARTHEST = 10.0
-"""Median deviations from the median beyond which a pixel counts no more for the unit of a spectrum."""
+"""Pixels are clipped at this many median deviations from the median to find the unit of a spectrum."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class WavelengthGrid:
         return _edges(self.wavelength)
 
     def to_dict(self) -> dict[str, Any]:
-        """The four arguments, for a bundle's card."""
+        """The four arguments, for the card of a bundle."""
         return asdict(self)
 
 
@@ -85,7 +85,7 @@ class Rebinned(NamedTuple):
 
 
 class Pixels(Protocol):
-    """Anything to rebin to: D pixels between D + 1 borders in Angstrom, such as a `WavelengthGrid`."""
+    """A target of rebinning: D pixels between D + 1 borders in Angstrom, such as a `WavelengthGrid`."""
 
     @property
     def size(self) -> int:
@@ -98,7 +98,7 @@ class Pixels(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class NativePixels:
-    """Pixels of an instrument, which reach half-way to their neighbours.
+    """Pixels of an instrument, which extend half-way to their neighbours.
 
     Arguments:
         wavelength: Pixel centres, (M,), strictly increasing, Angstrom.
@@ -118,11 +118,11 @@ class NativePixels:
 
 
 def overlap_matrix(wavelength: ArrayLike, grid: Pixels) -> csr_array:
-    """Length in Angstrom that grid pixel d and native pixel m have in common, (D, M).
+    """Overlap in Angstrom of grid pixel d and native pixel m, (D, M).
 
-    Native pixels reach half-way to their neighbours. Where rows are missing, i.e. a step is over 1.5 times as
-    long as those around it, they do not stretch into the gap. The pixels of two overlapping arms in
-    one spectrum share the range between them, however close they lie.
+    Native pixels extend half-way to their neighbours, but not into a gap where rows are missing, i.e. where
+    a step is over 1.5 times as long as those around it. Where two arms in one spectrum overlap, their pixels
+    share the range between them, however close they are.
 
     Arguments:
         wavelength: Native pixel centres, (M,), strictly increasing, Angstrom.
@@ -137,7 +137,7 @@ def overlap_matrix(wavelength: ArrayLike, grid: Pixels) -> csr_array:
     if not (np.isfinite(wavelength).all() and wavelength[0] > 0 and (np.diff(wavelength) > 0).all()):
         raise ValueError("wavelengths must be finite, positive and strictly increasing")
 
-    # Between two neighbours of the merged borders lies one grid pixel, and one native pixel or a gap.
+    # Each interval of the merged borders is in one grid pixel, and in one native pixel or a gap.
     lower, upper = _native_borders(wavelength)
     cuts = np.unique(np.concatenate([lower, upper, grid.edges]))
     cuts = cuts[(cuts >= max(lower[0], grid.edges[0])) & (cuts <= min(upper[-1], grid.edges[-1]))]
@@ -162,7 +162,7 @@ def rebin(
     """Average flux densities over the pixels of the grid, with variance and mask.
 
     A grid pixel is the mean of the good native pixels it overlaps, weighted by the length of the overlap, so
-    the integral of the flux is conserved; its variance is that of this mean. It counts as observed where good
+    the integral of the flux is conserved. Its variance is that of this mean. It counts as observed if good
     native pixels cover at least `min_coverage` of it.
 
     Arguments:
@@ -170,10 +170,10 @@ def rebin(
         flux: Flux densities per Angstrom, (..., M).
         ivar: Their inverse variance, (..., M), positive where the mask is False; None for unknown (comes back
             as 0).
-        mask: True = bad, (..., M). What flux and ivar hold there does not matter.
+        mask: True = bad, (..., M). Flux and ivar have no influence there.
         grid: The grid to rebin to.
-        min_coverage: Share of a grid pixel that must be observed, in (0, 1].
-        overlap: `overlap_matrix(wavelength, grid)` where it is at hand already.
+        min_coverage: Fraction of a grid pixel that must be observed, in (0, 1].
+        overlap: `overlap_matrix(wavelength, grid)`, if already computed.
 
     Example:
         >>> native = np.geomspace(3900, 9100, 4000)
@@ -206,8 +206,8 @@ def rebin(
 def mean_exposure(flux: NDArray, ivar: NDArray, mask: NDArray) -> Rebinned:
     """Exposures (..., E, D) averaged by inverse variance: flux, ivar and mask (True = bad), each (..., D).
 
-    Where the inverse variance of one that is not masked is not known, all count alike and the mean's is 0; so
-    is the flux where all are masked.
+    If one that is not masked has no inverse variance, all have equal weight and the mean's ivar is 0. Where
+    all are masked, the flux is 0 too.
     """
     seen = ~mask
     ivar = np.where(seen, ivar, 0.0)
@@ -230,12 +230,13 @@ def mean_absolute_flux(flux: NDArray, mask: NDArray) -> NDArray:
 
 
 def flux_unit(flux: NDArray, mask: NDArray) -> NDArray:
-    """Mean |flux| of the *clean* spectrum over the observed pixels, about, (...,), from a noisy one.
+    """Estimate of the mean |flux| of the *clean* spectrum over the observed pixels, (...,), from a noisy one.
 
-    The mean of |flux| counts noise as flux. Stars shine at all wavelengths, so the plain mean is the same for
-    a clean spectrum and unbiased for a noisy one. Where it is less than half of mean |flux|, noise is all
-    there is, and mean |flux| is returned. No pixel counts for more than `FARTHEST` median deviations from the
-    median, so a cosmic ray of any height counts for no more than a bright line. 0 where nothing is observed.
+    Noise increases the mean of |flux|. The flux of a star is positive at all wavelengths, so the plain mean
+    equals mean |flux| for a clean spectrum and is unbiased for a noisy one. If it is less than half of mean
+    |flux|, the spectrum is nearly all noise, and mean |flux| is returned. Pixels are clipped at `FARTHEST`
+    median deviations from the median, so a cosmic ray counts no more than a bright line. 0 where nothing is
+    observed.
 
     Example:
         >>> noisy = 1 + np.random.default_rng(0).normal(0, 1, 100_000)
@@ -249,7 +250,7 @@ def flux_unit(flux: NDArray, mask: NDArray) -> NDArray:
 
 
 def _robust_mean(values: NDArray, mask: NDArray) -> NDArray:
-    """Mean over the observed pixels, (...,), of values (..., D) that are drawn to their median if far out."""
+    """Mean over the observed pixels, (...,), of values (..., D) clipped around their median."""
     middle = _median(values, mask)[..., None]
     reach = FARTHEST * _median(np.abs(values - middle), mask)[..., None]
     drawn = np.clip(np.where(mask, middle, values), middle - reach, middle + reach)
@@ -265,15 +266,15 @@ def _median(values: NDArray, mask: NDArray) -> NDArray:
 
 
 def air_to_vacuum(wavelength: ArrayLike) -> Array:
-    """Vacuum wavelengths of wavelengths in air, Angstrom: Morton 2000 (ApJS 130, 403), eq. (8).
+    """Vacuum wavelengths for wavelengths in air, in Angstrom: Morton 2000 (ApJS 130, 403), eq. (8).
 
-    Below 2000 Angstrom, where by convention nobody gives wavelengths in air, they stay as they are.
+    Below 2000 Angstrom they are not converted, because by convention wavelengths there are always vacuum.
 
     Example:
         >>> round(float(air_to_vacuum(6562.79)), 2)
         6564.6
     """
-    # Not by specutils, which brings wcslib to every reader.
+    # Not with specutils, which would load wcslib for every reader.
     wavelength = np.asarray(wavelength, dtype=float)
     in_air = wavelength >= 2000
     s2 = np.square(1e4 / np.where(in_air, wavelength, 2000.0))
@@ -283,7 +284,7 @@ def air_to_vacuum(wavelength: ArrayLike) -> Array:
 
 def _native_borders(centres: Array) -> tuple[Array, Array]:
     step = np.diff(centres)
-    # Where arms overlap, their pixels alternate: short steps between long ones are no pixel's size.
+    # Where arms overlap, their pixels alternate: a short step between long ones is not the size of a pixel.
     beside = np.minimum(np.append(0.0, step[:-1]), np.append(step[1:], 0.0))
     size = np.where(step < beside / 2.2, beside, step)  # one missing row makes 2
     usual = median_filter(size, size=min(11, len(size)), mode="nearest")

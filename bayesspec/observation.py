@@ -18,19 +18,19 @@ from .units import per_wavelength, plain_values, to_angstrom, unit_of
 __all__ = ["Exposure", "Gridded", "Observation", "printable"]
 
 FULL_COVERAGE = 0.98
-"""Share of the grid above which a spectrum counts as complete."""
+"""Fraction of the grid above which a spectrum counts as complete."""
 
 FLUX_RANGE = 1e-37, 1e38
-"""Mean |flux| that single precision holds."""
+"""Range of mean |flux| that single precision can represent."""
 
 LARGEST = 1e12
-"""Of flux and sigma in model units: single precision holds their squares."""
+"""Limit on flux and sigma in model units; single precision can represent the squares."""
 
 _HIGHEST = 1e30
-"""Flux in units of the median |flux| above which it is junk: its square would leave float64."""
+"""Flux in units of the median |flux| above which a pixel is bad; squares of larger values may overflow."""
 
 _BEST_SNR, _WORST_SNR = 1e8, 1e-18
-"""Median |flux| / sigma that measurements do not reach, and that single precision does not hold."""
+"""Limits on median |flux| / sigma, beyond any measurement and beyond single precision."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +44,11 @@ class Exposure:
 
 
 class Gridded(NamedTuple):
-    """A star as a model takes it: exposures on the model's grid, each in units of about its mean |flux|."""
+    """A star as input of a model: exposures on the model's grid, each in units of about its mean |flux|."""
 
     name: str
     unit: u.UnitBase
-    """Of the flux."""
+    """Unit of the flux."""
     grid: WavelengthGrid
     flux: NDArray[np.float64]
     """(E, D), 0 where masked."""
@@ -57,36 +57,36 @@ class Gridded(NamedTuple):
     mask: NDArray[np.bool_]
     """(E, D), True = bad."""
     unit_flux: NDArray[np.float64]
-    """The flux that 1 stands for, (E,)."""
+    """The flux that corresponds to 1, (E,)."""
     free_scale: NDArray[np.bool_]
     """True where the scale is to be inferred, (E,)."""
     meta: Mapping[str, Any] = {}
-    """What else is known of the star, such as its place and its survey's numbers."""
+    """Other information about the star, such as its coordinates and survey identifiers."""
 
 
 class Observation:
     """One star as it was observed: a spectrum, or several exposures with their own pixels and coverage.
 
-    Missing is what the mask says, and any pixel whose flux is not finite or whose ivar is not positive. So
-    are numbers that cannot be measurements: a flux above 1e30 times the median |flux|, or an ivar by which
-    the median |flux| has an S/N above 1e8 or below 1e-18.
+    A pixel is missing if its mask is True, its flux is not finite, or its ivar is not positive. So is one
+    whose values cannot be measurements: a flux above 1e30 times the median |flux|, or an ivar that would give
+    the median |flux| an S/N above 1e8 or below 1e-18.
 
     Arguments:
         wavelength: (M,), vacuum, heliocentric; Angstrom, or a Quantity of wavelength, frequency or energy.
         flux: (M,), or (E, M) for E exposures on the same pixels; per Angstrom, or a Quantity. Counts and
-            fluxes without unit count as per Angstrom; flux densities per frequency (Jy) and in photons are
+            fluxes without unit are taken as per Angstrom; flux densities per frequency (Jy) or in photons are
             converted to erg / (s cm2 Angstrom); magnitudes are refused.
         ivar: Inverse variance in the inverse square of the flux's unit, same shape, or None if unknown.
         mask: True = bad, same shape.
         name: What to call the star in tables, figures and errors.
-        scale: Mean |flux| of the noiseless star over the model's grid, where that is known from elsewhere (as
-            in the paper's test sets). Without it the data decide (see `ObservationBatch`). A number in the
-            flux's unit, or a Quantity; where the flux is converted, a Quantity per wavelength.
-        meta: Anything worth keeping, e.g. the file it came from.
+        scale: Mean |flux| of the noiseless star over the model's grid, if it is known (as in the paper's test
+            sets). Otherwise it is inferred (see `ObservationBatch`). A number in the flux's unit, or a
+            Quantity; if the flux is converted, a Quantity per wavelength.
+        meta: Other information, e.g. the file it came from.
 
     Raises:
-        ObservationError: if these are no numbers, shapes or units do not fit, wavelengths repeat, no pixel is
-            observed, or the flux is of a size that floats cannot compute with (1e-100, 1e100).
+        ObservationError: if these are not numbers, shapes or units do not fit, wavelengths repeat, no pixel
+            is observed, or the median |flux| is outside 1e-100 to 1e100.
 
     Example:
         >>> import numpy as np
@@ -120,7 +120,7 @@ class Observation:
                 raise u.UnitsError(f"with a flux in {unit}, the scale must be a Quantity per wavelength")
             scale = None if scale is None else float(plain_values(scale, density))
         except (u.UnitsError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-            # The last one is torch's, of tensors with gradients.
+            # RuntimeError is torch's, for tensors with gradients.
             raise ObservationError(f"{label}: {_one_line(error)}") from error
         for what, array in (("wavelength", wavelength[None]), ("ivar", ivar), ("mask", mask)):
             if array is not None and (array.ndim != 2 or array.shape[-1] != flux.shape[-1]):
@@ -130,7 +130,7 @@ class Observation:
         if scale is not None and not (np.isfinite(scale) and scale > 0):
             raise ObservationError(f"{label}: scale must be a positive number, got {scale}")
 
-        # Rows without a wavelength (padding of some files) go; the rest is put in order.
+        # Drop rows without a wavelength (padding in some files), and sort the rest.
         with np.errstate(all="ignore"):
             flux = flux * factor
             ivar = None if ivar is None else ivar / factor / factor
@@ -139,8 +139,8 @@ class Observation:
         wavelength = wavelength[keep]
         if keep.size < 2 or (np.diff(wavelength) <= 0).any():
             raise ObservationError(
-                f"{label}: wavelengths must be at least two, and none twice (arms or exposures on the same "
-                "pixels are rows of flux, or observations for Observation.from_exposures)"
+                f"{label}: at least two wavelengths are needed, and none twice (give arms or exposures on "
+                "the same pixels as rows of flux, or to Observation.from_exposures)"
             )
 
         self.exposures: tuple[Exposure, ...] = tuple(
@@ -164,11 +164,11 @@ class Observation:
         name: str | None = None,
         meta: Mapping[str, Any] | None = None,
     ) -> Observation:
-        """Gather exposures of one star, each with its own pixels, coverage and noise.
+        """Combine exposures of one star, each with its own pixels, coverage and noise.
 
         Raises:
             ObservationError: if there is none, their flux units cannot be converted into each other, or they
-                do not all state the same scale (or none): a star has one, and so have its exposures.
+                state different scales, or only some state one.
         """
         parts = list(observations) if isinstance(observations, Iterable) else [observations]
         if not parts or not all(isinstance(part, Observation) for part in parts):
@@ -198,19 +198,19 @@ class Observation:
         return star
 
     def rebin(self, grid: WavelengthGrid) -> Rebinned:
-        """All exposures on the model's grid, flux, ivar and mask each (E, D)."""
+        """All exposures on the model's grid: flux, ivar and mask, each (E, D)."""
         rows = [rebin(e.wavelength, e.flux, e.ivar, e.mask, grid) for e in self.exposures]
         return Rebinned(*(np.stack(column) for column in zip(*rows, strict=True)))
 
     def on_grid(self, grid: WavelengthGrid) -> Gridded:
-        """The star as a model on this grid takes it: rebinned, in model units.
+        """The star as input of a model on this grid: rebinned, in model units.
 
-        A pixel whose flux is above `LARGEST` units, or whose sigma is not between its inverse and itself, is
-        no measurement, and missing.
+        A pixel is missing if its flux is above `LARGEST` units, or its sigma not between 1 / `LARGEST` and
+        `LARGEST`.
 
         Raises:
-            ObservationError: if no pixel of the grid is observed, the observed flux is zero, or it is of a
-                size that single precision does not hold.
+            ObservationError: if no pixel of the grid is observed, the observed flux is zero, or single
+                precision cannot represent it.
         """
         label, (least, most) = self.name or "spectrum", FLUX_RANGE
         with np.errstate(all="ignore"):
@@ -240,7 +240,7 @@ class Observation:
 
     @property
     def snr(self) -> float:
-        """Median flux / sigma over the observed native pixels; NaN-free: 0 where no ivar is known."""
+        """Median flux / sigma over the observed native pixels; 0 (never NaN) if no ivar is known."""
         ratios = [
             e.flux[~e.mask] * np.sqrt(e.ivar[~e.mask])
             for e in self.exposures
@@ -264,7 +264,7 @@ class Observation:
 
 
 def printable(text: str) -> str:
-    """Text that any terminal or file can hold: control characters, and bytes that are no UTF-8, spelled out.
+    """Text with control characters, and bytes that are not UTF-8, escaped: safe for any terminal or file.
 
     Example:
         >>> print(printable(chr(7) + "star" + chr(0xDCFF)))
@@ -281,7 +281,7 @@ def _spelled(character: re.Match[str]) -> str:
 
 def _one_line(error: Exception) -> str:
     if "inhomogeneous" in str(error) or "same shape" in str(error):
-        return "rows of different length; each exposure as an observation goes to Observation.from_exposures"
+        return "rows of different length; give each exposure as an observation to Observation.from_exposures"
     return str(error)
 
 
@@ -292,7 +292,7 @@ def _exposure(
     if ivar is not None:
         bad = bad | ~(np.isfinite(ivar) & (ivar > 0))
 
-    # Judged by the star's own level, so that units do not matter.
+    # Relative to the star's own level, so that units do not matter.
     seen = np.abs(flux[~bad & (flux != 0)])
     if seen.size:
         level = np.median(seen)

@@ -1,4 +1,4 @@
-"""What every long run needs: a state of its own, random numbers of its own, and a bar on stderr."""
+"""For long runs: isolation from the caller's global state and random numbers, and a progress bar."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ _TURN = threading.RLock()
 
 @contextmanager
 def own_state() -> Iterator[None]:
-    """A block, or as a decorator a function, that the caller's state does not reach and that leaves it alone.
+    """Isolate a block, or as a decorator a function, from the caller's global state and preserve that state.
 
     Inside, torch makes float32 tensors on the CPU and records gradients, without autocast, and numpy treats
-    floating-point errors as it does by default: results do not depend on what the caller has set. Random
-    numbers (torch, numpy, Python), environment and warnings filters come back as they were, after an error
-    too; the last two are changed by parts of torch that load on first use.
+    floating-point errors as it does by default, so results do not depend on the caller's settings. Random
+    states (torch, numpy, Python), environment and warnings filters are restored, also after an error; the
+    last two are changed by parts of torch that load on first use.
 
-    Threads take turns: Pyro's handlers, torch's random numbers and its default type are one for all threads.
+    Threads take turns, because Pyro's handlers, torch's random numbers and its default type are shared by
+    all threads.
     """
     with ExitStack() as stack:
         stack.enter_context(_TURN)
@@ -41,7 +42,7 @@ def own_state() -> Iterator[None]:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        # Other threads see these two as well, so they are not touched where there is no need.
+        # These two are also visible to other threads, so they are changed only if necessary.
         if torch.get_default_dtype() != torch.float32:
             stack.callback(torch.set_default_dtype, torch.get_default_dtype())
             torch.set_default_dtype(torch.float32)
@@ -60,17 +61,17 @@ def _restore_globals(environment: dict[str, str], filters: list) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch inside the block; the caller's random state comes back as it was."""
+    """Seed torch inside the block; the caller's random state is restored."""
     with own_random_state():
         if torch.cuda.is_initialized():
             torch.manual_seed(seed)
-        else:  # which would also seed GPUs that are not in use yet, for whoever uses them later
+        else:  # manual_seed would also seed GPUs that are not in use yet
             torch.default_generator.manual_seed(seed)
         yield
 
 
 def own_random_state() -> AbstractContextManager[None]:
-    """A block whose random numbers, on every device in use, are none of the caller's."""
+    """A block that leaves the caller's random state unchanged, on every device in use."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     return torch.random.fork_rng(devices=devices)
 
@@ -79,12 +80,12 @@ def own_random_state() -> AbstractContextManager[None]:
 def progress_bar(
     label: str, total: int, done: int = 0, *, enabled: bool
 ) -> Iterator[Callable[[int, float], None]]:
-    """A bar on stderr; yields what is to be called with (steps done, a number to show)."""
+    """A progress bar on stderr; yields a function of (steps done, a number to show)."""
     if not enabled:
         yield lambda step, value: None
         return
 
-    # Here, since importing it draws from Python's random numbers.
+    # Imported here, because the import draws from Python's random numbers.
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 

@@ -1,4 +1,4 @@
-"""What the command line prints: aligned tables for a person, tab-separated ones for a program."""
+"""Output of the command line: aligned tables on a terminal, tab-separated ones for programs."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ __all__ = [
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
-    """Print to stdout: a table on a terminal; lines of tab-separated values into a file or pipe.
+    """Print to stdout: a table on a terminal, tab-separated values to a file or pipe.
 
     Raises:
-        BayesspecError: if stdout is closed or cannot be written, such as a pipe whose reader has gone.
+        BayesspecError: if stdout is closed or cannot be written, such as a pipe whose reader has ended.
     """
     lines = [[_text(value) for value in row] for row in rows]
     if sys.stdout is None:
@@ -40,7 +40,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, titl
         _write(header, lines, title)
         sys.stdout.flush()
     except OSError as error:
-        with suppress(OSError):  # what is left in the buffer would be an error again when Python ends
+        with suppress(OSError):  # the rest of the buffer would cause another error when Python exits
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise BayesspecError(f"stdout: the results cannot be printed ({error.strerror})") from error
 
@@ -56,12 +56,12 @@ def _write(header: Sequence[str], lines: list[list[str]], title: str) -> None:
         number = all(value.replace(".", "").strip("-%").isdigit() for value in column if value)
         table.add_column(name, justify="right" if number else "left", overflow="fold")
     for line in lines:
-        table.add_row(*map(Text, line))  # names are not markup
+        table.add_row(*map(Text, line))  # Text, so that names are not read as markup
     Console().print(table)
 
 
 def print_summary(rows: Iterable[Any]) -> None:
-    """The table of a run, as `ProductWriter.summary` gives it."""
+    """Print the table of a run, from `ProductWriter.summary`."""
     header = ["file", "class", "probability", "chi2", "outlier", "observed", "note"]
     lines = []
     for row in rows:
@@ -76,13 +76,13 @@ def print_summary(rows: Iterable[Any]) -> None:
 
 
 def print_counts(counts: Mapping[str, int]) -> None:
-    """How many inputs of a large run came out as which class."""
+    """Print the number of inputs in each class, for a large run."""
     ranked = sorted(counts.items(), key=lambda item: (item[0] == "failed", -item[1]))
     print_table(["class", "stars"], ranked)
 
 
 def print_status(found: Mapping[str, Any]) -> None:
-    """How far a run is, as `bayesspec.survey.progress.status` gives it."""
+    """Print the progress of a run, from `bayesspec.survey.progress.status`."""
     from .survey.progress import duration
 
     facts = {
@@ -99,7 +99,7 @@ def print_status(found: Mapping[str, Any]) -> None:
 def print_classes(
     classes: Sequence[str], probabilities: Iterable[float], warnings: Sequence[str] = ()
 ) -> None:
-    """Class probabilities, the largest first, with the star's warnings; below 1 in 1000 they are left out."""
+    """Print class probabilities that do not round to 0, the largest first, and the star's warnings."""
     ranked = sorted(zip(probabilities, classes, strict=True), reverse=True)
     notes = ["; ".join(warnings)] + [""] * (len(ranked) - 1)
     rows = [[name, f"{p:.3f}", note] for (p, name), note in zip(ranked, notes, strict=True) if p >= 5e-4]
@@ -107,7 +107,7 @@ def print_classes(
 
 
 def print_observation(star: Any, individual: Any | None) -> None:
-    """What a file holds: an `Observation`, and one of its single exposures where there are any."""
+    """Print the contents of a file: an `Observation`, and one of its single exposures if there are any."""
     known = {key: value for key, value in star.meta.items() if value not in (None, (), {}, "")}
     facts = {"star": star.name, **known, "flux unit": str(star.unit) or "none"}
     facts.pop("exposures", None)
@@ -119,10 +119,10 @@ def print_observation(star: Any, individual: Any | None) -> None:
 
 
 def print_card(card: dict[str, Any], path: object) -> None:
-    """What a bundle holds: from its `model.json`.
+    """Print what a bundle's `model.json` says.
 
     Raises:
-        BundleError: if the card is of something else.
+        BundleError: if it is not the card of a bayesspec model.
     """
     try:
         tables = _card_tables(card, path)
@@ -171,7 +171,7 @@ def _card_tables(card: dict[str, Any], path: object) -> list[tuple[list[str], li
         (
             ["class", "observed", "stacks", "models", "real test spectra", "median loss"],
             classes,
-            "Training spectra, and the generator on stars that it has not seen",
+            "Training spectra, and the generator's loss on unseen stars",
         ),
     ]
     if noise:
@@ -180,7 +180,7 @@ def _card_tables(card: dict[str, Any], path: object) -> list[tuple[list[str], li
             (
                 ["model of the noise", "log density per pixel"],
                 [[name.replace("_", " "), f"{v:.4f}"] for name, v in densities],
-                "Noise of epochs that were not seen",
+                "Noise of unseen epochs",
             )
         )
     return tables

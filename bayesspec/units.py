@@ -1,4 +1,4 @@
-"""Units of wavelengths and fluxes: how files spell them, and what everything is converted to."""
+"""Units of wavelengths and fluxes: spellings in files, and conversions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .exceptions import ReadError
 __all__ = ["FLUX_DENSITY", "parse_unit", "per_wavelength", "plain_values", "to_angstrom", "unit_of"]
 
 FLUX_DENSITY = u.erg / u.s / u.cm**2 / u.AA
-"""What flux densities per frequency, or in photons, are converted to."""
+"""Flux densities per frequency or in photons are converted to this unit."""
 
 _DENSITIES = (FLUX_DENSITY, FLUX_DENSITY * u.cm**2, FLUX_DENSITY / u.sr)
 """Flux, luminosity and surface brightness, per wavelength."""
@@ -32,18 +32,18 @@ _SPELLINGS = {
     r"\^": "**",
     r"^cgs$": FLUX_DENSITY.to_string(),
 }
-"""How surveys and people write units that astropy does not know, or knows as others (A: ampere)."""
+"""Spellings of units that astropy does not know, or takes for other units (A: ampere)."""
 
 
 _INVERSE_SQUARE = re.compile(r"1 ?/ ?\((?P<one>.+)\) ?(?:\^|\*\*)2|\((?P<two>.+)\) ?(?:\^|\*\*) ?\(?-2\)?")
-"""Of an ivar; astropy reads no numbers within brackets."""
+"""The unit of an ivar; astropy cannot parse numbers in brackets."""
 
 
 def parse_unit(text: str | None) -> u.UnitBase | None:
     """The unit that a header states, or None if it states none.
 
     Raises:
-        ReadError: if it is not understood.
+        ReadError: if the unit is not understood.
 
     Example:
         >>> parse_unit("10^-17 ergs / (s cm^2 Ang)")
@@ -65,13 +65,13 @@ def parse_unit(text: str | None) -> u.UnitBase | None:
 
 
 def to_angstrom(array: ArrayLike | u.Quantity) -> NDArray[np.float64]:
-    """Wavelengths in Angstrom, same shape, from those in any unit, frequencies or energies.
+    """Wavelengths in Angstrom, same shape, from wavelengths in any unit, frequencies or energies.
 
-    NaN where a masked array is masked. Numbers without a unit are Angstrom already.
+    NaN where a masked array is masked. Numbers without a unit are taken as Angstrom.
 
     Raises:
-        UnitsError: if the unit is none of these.
-        TypeError, ValueError: if these are no numbers.
+        UnitsError: if the unit is not one of a wavelength, frequency, energy or wavenumber.
+        TypeError, ValueError: if the values are not numbers.
 
     Example:
         >>> to_angstrom([500, 600] * u.nm)
@@ -91,7 +91,7 @@ def unit_of(flux: ArrayLike | u.Quantity) -> u.UnitBase:
 def plain_values(
     array: ArrayLike | u.Quantity, unit: u.UnitBase = u.dimensionless_unscaled, equivalencies: Any = ()
 ) -> NDArray[np.float64]:
-    """Plain numbers in a unit, of quantities and of table columns; NaN where a masked array is masked."""
+    """Plain numbers in a unit, from quantities and table columns; NaN where a masked array is masked."""
     if isinstance(array, list | tuple) and any(
         hasattr(row, "unit") or hasattr(row, "filled") for row in array
     ):
@@ -111,10 +111,10 @@ def plain_values(
 def per_wavelength(
     unit: u.UnitBase, wavelength: NDArray[np.float64]
 ) -> tuple[u.UnitBase, NDArray[np.float64] | float]:
-    """The unit per wavelength that a flux in some unit gets, and the factor to it in each pixel, () or (M,).
+    """The unit per wavelength to which a flux is converted, and the factor in each pixel, () or (M,).
 
     Raises:
-        UnitsError: if the unit is no flux density, no count and not dimensionless.
+        UnitsError: if the unit is not a flux density, counts or dimensionless.
     """
     if isinstance(unit, u.UnitBase) and not isinstance(unit, u.UnrecognizedUnit):
         if any(unit.is_equivalent(kind) for kind in (u.dimensionless_unscaled, *_DENSITIES, u.AA**-1)):

@@ -255,7 +255,7 @@ NAN, GRID = torch.tensor(torch.nan), {"start": 4000.0, "stop": 9000.0, "size": 9
     [
         (lambda p: resealed(p, classes=[]), "list of names"),
         (lambda p: resealed(p, classes="hwc"), "list of names"),
-        (lambda p: resealed(p, classes=["hot", "hot", "cool"]), "one name"),
+        (lambda p: resealed(p, classes=["hot", "hot", "cool"]), "the same name"),
         (lambda p: resealed(p, classes=["hot", "warm", ""]), "list of names"),
         (lambda p: resealed(p, classes=["hot", "warm"]), "2 classes are named, the prior has 3"),
         (lambda p: resealed(p, grid={**GRID, "size": 10**12}), "the grid has 1000000000000 pixels"),
@@ -282,14 +282,14 @@ NAN, GRID = torch.tensor(torch.nan), {"start": 4000.0, "stop": 9000.0, "size": 9
         (lambda p: weights(p, prior__centres=NAN.repeat(3, 12, 2)), "prior.centres has numbers"),
         (lambda p: weights(p, prior__log_weights=-NAN.repeat(3, 12)), "prior.log_weights has numbers"),
         (lambda p: weights(p, residual__width=torch.tensor(torch.inf)), "residual.width has numbers"),
-        (lambda p: weights(p, generator__dense__bias=None), "generator.dense.bias is in one of them only"),
-        (lambda p: weights(p, more=torch.zeros(3)), "more is in one of them only"),
-        (lambda p: weights(p, generator__dense__bias=torch.zeros(16, dtype=torch.int64)), "kind torch.int64"),
+        (lambda p: weights(p, generator__dense__bias=None), "generator.dense.bias is in only one of them"),
+        (lambda p: weights(p, more=torch.zeros(3)), "more is in only one of them"),
+        (lambda p: weights(p, generator__dense__bias=torch.zeros(16, dtype=torch.int64)), "type, torch.int"),
         (
             lambda p: weights(p, prior__centres=torch.zeros(3, 12, 2).bool()),
-            "prior.centres .* kind torch.bool",
+            "prior.centres .* type, torch.bool",
         ),
-        (lambda p: weights(p, residual__width=torch.tensor(1j)), "residual.width .* kind torch.complex64"),
+        (lambda p: weights(p, residual__width=torch.tensor(1j)), "residual.width .* type, torch.complex64"),
         (lambda p: weights(p, prior__centres=torch.zeros(3, 12, 5)), "the prior has 5 latents"),
     ],
 )

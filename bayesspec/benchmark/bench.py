@@ -73,7 +73,7 @@ def bench_posterior(
         warmup: Of NumPyro.
         draws: Of each of NumPyro's chains.
         stock_draws: Draws, and as many of warm-up, of stock Pyro, which is slow.
-        seed: Of everything random.
+        seed: Random seed.
         out: A table (ECSV) that is written after every run, and gone on from where it is there.
         progress: Show a bar on stderr.
 

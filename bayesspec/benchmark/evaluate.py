@@ -49,7 +49,7 @@ def evaluate(
         quick: A few stars of each class, and opponents that are trained for a minute.
         sweep: Stars of a class in sets that take each under several conditions; None: as the recipe has.
         baselines: Fit the opponents too, on training stars and nights, and run them.
-        seed: Of everything random.
+        seed: Random seed.
         progress: Show bars on stderr.
 
     Returns:

@@ -66,7 +66,7 @@ class Bayes:
     Arguments:
         model: The bundle.
         method: Of `denoise`.
-        seed: Of everything random.
+        seed: Random seed.
 
     Raises:
         BayesspecError: if the model's classes are not those of the star library.

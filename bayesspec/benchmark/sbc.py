@@ -173,7 +173,7 @@ def geweke(
         mask: What is not observed, (N, E, D), see `simulate`: one chain for each of the N stars.
         engine: The posterior that is tested.
         sweeps: How often.
-        seed: Of everything random.
+        seed: Random seed.
     """
     batch, truth = simulate(model, mask, seed=seed)
     for sweep in range(1, sweeps + 1):

@@ -43,7 +43,7 @@ class BenchmarkRecipe:
         ebv: Of stars behind dust, magnitudes.
         calibration: Root mean square of smooth flux-calibration errors, in log flux.
         hits: Heights of a single pixel, in units of the star's mean |flux|; 0 is the same without a hit.
-        seed: Of everything random.
+        seed: Random seed.
 
     Example:
         >>> BenchmarkRecipe.quick().per_class < BenchmarkRecipe().per_class

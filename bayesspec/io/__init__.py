@@ -1,4 +1,4 @@
-"""Readers: whatever holds a spectrum becomes an `Observation`."""
+"""Readers: files, tables and objects with a spectrum become an `Observation`."""
 
 from __future__ import annotations
 
@@ -42,24 +42,24 @@ def read(
     """Read one star.
 
     A pixel is missing if its flux is not finite, its ivar not positive, or its mask is True or has one of the
-    bits FULLREJECT, NOSKY, NODATA, COMBINEREJ (see `bayesspec.io.bits`). Units that the source states count
-    (see `Observation`). What it does not say clearly is an error, never a guess. The observation's `meta`
-    keeps what the file says about itself: file, survey, layout, exposures, and where known plate, mjd, fiber,
-    class, subclass, redshift, ra, dec.
+    bits FULLREJECT, NOSKY, NODATA, COMBINEREJ (see `bayesspec.io.bits`). Stated units are used (see
+    `Observation`). Anything ambiguous is an error; nothing is guessed. The observation's `meta` has what the
+    file says about itself: file, survey, layout, exposures, and where known plate, mjd, fiber, class,
+    subclass, redshift, ra, dec.
 
     Arguments:
-        source: A path of a regular file or an open file (FITS of SDSS, BOSS or LAMOST, or text with two or
+        source: The path of a regular file, or an open file (FITS of SDSS, BOSS or LAMOST, or text with two or
             three columns: wavelength, flux, sigma; gzipped or not; up to 64 MiB), an HDUList, a Table with
             the columns of such a file, or a specutils spectrum.
         exposures: "coadd", or "individual" for the single exposures of an SDSS full file.
-        strict: Take pixels with doubtful bits (bright sky, near a bad pixel, stray light) for missing too;
-            of a bad fibre that may leave nothing.
-        air: True if the wavelengths are in air, False if in vacuum; None believes the file, and takes
-            vacuum where it says nothing.
-        name: What to call the star; by default the file's name without its endings.
+        strict: Also mask doubtful pixels (bright sky, near a bad pixel, stray light); for a bad fibre this
+            may mask all.
+        air: True if the wavelengths are in air, False if in vacuum; None: as the file says, or vacuum if it
+            does not say.
+        name: The star's name; by default the file's name without its extensions.
 
     Raises:
-        ReadError: if the source cannot be read as a spectrum; names the file and the cause.
+        ReadError: if the source cannot be read as a spectrum; it names the file and the cause.
 
     Example:
         >>> import io
@@ -69,7 +69,7 @@ def read(
     """
     if exposures not in ("coadd", "individual"):
         raise ValueError(f'exposures must be "coadd" or "individual", got {exposures!r}')
-    # Any word counts as True, "vacuum" too.
+    # A string, even "vacuum", would count as True.
     if air is not None and not isinstance(air, bool | np.bool_):
         raise ValueError(f"air must be True, False or None, got {air!r}")
     if not isinstance(strict, bool | np.bool_):
@@ -80,7 +80,7 @@ def read(
         with quiet():
             star = _read(source, file, exposures == "individual", strict, air)
     except Exception as error:
-        # Damaged files fail anywhere inside astropy, with any exception.
+        # Damaged files can fail anywhere in astropy, with any exception.
         raise ReadError(f"{label}: {printable(_cause(error))}") from error
     star.name = printable(name) if name is not None else stem(label)
     star.meta = {"file": None if file is None else label, **star.meta}
@@ -102,7 +102,7 @@ def _read(source: Source, file: str | None, individual: bool, strict: bool, air:
             return _read_hdus(hdus, individual, strict, air)
     text = data.decode("utf-8-sig")
     if text.startswith("# %ECSV"):
-        # Its comments state units and which cells are masked.
+        # Its header states units, and masked cells are marked.
         return _read(read_ecsv(text), file, individual, strict, air)
     return _single(read_ascii(text, air=air), individual)
 
@@ -116,7 +116,7 @@ def _read_hdus(hdus: fits.HDUList, individual: bool, strict: bool, air: bool | N
 
 def _single(star: Observation, individual: bool) -> Observation:
     if individual and len(star) == 1:
-        raise ReadError('no single exposures in it: read it with exposures="coadd"')
+        raise ReadError('no single exposures: read it with exposures="coadd"')
     return star
 
 
@@ -127,7 +127,7 @@ def _cause(error: Exception) -> str:
         case FileNotFoundError():
             return "no such file"
         case PermissionError():
-            return "may not be read"
+            return "no permission to read it"
         case u.UnitsError():
             return str(error)
         case IsADirectoryError():

@@ -1,9 +1,9 @@
-"""Text with two or three columns: wavelength in Angstrom, flux, and if there is a third, its sigma.
+"""Text with two or three columns: wavelength in Angstrom, flux, and possibly its sigma.
 
 Columns are separated by blanks, commas, semicolons or tabs; `#` starts a comment. A line of names above the
-numbers (a comment or not) says which column is which: then there may be more of them, and the third may be an
-ivar or a mask (0 = good). Units stand in brackets behind the names, or in a comment of their own. A line that
-seems to name columns but is not understood is an error: to take an ivar for a sigma changes everything.
+numbers (a comment or not) says which column is which. Then there may be more columns, and the third may be an
+ivar or a mask (0 = good). Units are in brackets after the names, or in a separate comment. A line that seems
+to name columns but is not understood is an error, because an ivar must not be taken for a sigma.
 """
 
 from __future__ import annotations
@@ -29,28 +29,29 @@ from .columns import MOST_PIXELS, column_roles, one_of_each, to_ivar, to_vacuum,
 __all__ = ["read_ascii", "read_ecsv"]
 
 _LONGEST_NAMES, _MOST_COMMENTS = 10_000, 1000
-"""Of the lines above the numbers, what is looked at for names of columns."""
+"""Characters of a line, and comments, above the numbers that are searched for names of columns."""
 
 _LONGEST_LINE = 100_000
 
 _LONGEST_HEADER, _MOST_PARTS = 1 << 18, 5000
-"""Characters, lists and mappings of the header of an ECSV file, which a table of 200 columns has a tenth of.
+"""Limits on the characters, and on the lists and mappings, of the header of an ECSV file.
 
-The time to read a YAML header grows with the square of its depth.
+They are ten times those of a table of 200 columns. The time to read a YAML header grows with the square of
+its depth.
 """
 
 _WORDS = {"": math.nan, "--": math.nan, "null": math.nan, "none": math.nan, "true": 1.0, "false": 0.0}
 
-# Neither splits what stands in brackets: "flux (erg / s)" is one label.
+# Neither splits text in brackets: "flux (erg / s)" is one label.
 _SEPARATORS = (re.compile(r"\s*[,;\t]\s*(?![^\[(]*[\])])"), re.compile(r"\s+(?![^\[(]*[\])])"))
 _SEPARATOR = re.compile(r"\s*[,;]\s*|\s+")
 _DECIMAL_COMMA = re.compile(r"\d,\d")
-"""What may be one number, unless commas separate everything."""
+"""May be one number, unless commas separate all columns."""
 
 _LABEL = re.compile(r"(.*?)\s*(?:[\[(](.*)[\])]|\sin\s(.+))?")
 
 _NOT_SIGMA = re.compile(r"ivar|inv\w*[ _.-]*var|varianc|weight|mask", re.IGNORECASE)
-"""In a comment: the third column may be no sigma."""
+"""Words in a comment that mean that the third column may not be a sigma."""
 
 _AIR, _VACUUM = (
     re.compile(r"\bin air\b|\bair[ _-]wave|_air\b", re.IGNORECASE),
@@ -61,15 +62,17 @@ _OTHER_UNIT = re.compile(
     r"\b(?:nm|nanomet\w+|um|micron\w*|[kMGT]?Hz|[km]?eV|[munM]?Jy|jansky|in (?:AB )?mag\w*)\b|\(mag",
     re.IGNORECASE,
 )
-"""In a comment about wavelength or flux: they may not be what they are by default."""
+"""Words in a comment about wavelength or flux that mean that they may not have the default units."""
 
 
 def read_ascii(text: str, *, air: bool | None = None) -> Observation:
-    """A spectrum from text; wavelengths count as vacuum unless `air`. Without a unit unless one is stated.
+    """A spectrum from text. The flux has no unit unless one is stated.
+
+    With `air` None the comments decide whether wavelengths are in air, and the default is vacuum.
 
     Raises:
-        ReadError: if there are no two columns of numbers, a line that is none, or names or units of columns
-            that are not understood.
+        ReadError: if there are not at least two columns of numbers, a line has other things than numbers, or
+            names or units of columns are not understood.
         ObservationError: if no pixel is observed.
     """
     title, comments, numbers = _parse(text)
@@ -93,8 +96,8 @@ def read_ecsv(text: str) -> Table:
     """The table of an ECSV file.
 
     Raises:
-        ReadError: if it is larger than that of any spectrum.
-        Exception: any of astropy's, if it is damaged.
+        ReadError: if it is larger than any spectrum.
+        Exception: any exception of astropy, if it is damaged.
     """
     characters = parts = 0
     for number, line in enumerate(io.StringIO(text, newline=None), start=1):
@@ -104,12 +107,12 @@ def read_ecsv(text: str) -> Table:
             characters += len(line)
             parts += sum(map(line.count, "[{-?"))
         if characters > _LONGEST_HEADER or parts > _MOST_PARTS:
-            raise ReadError("an ECSV header of a size that no spectrum has")
+            raise ReadError("an ECSV header larger than that of any spectrum")
     return Table.read(text, format="ascii.ecsv")
 
 
 def _parse(text: str) -> tuple[str | None, list[str], NDArray[np.float64]]:
-    """The line above the numbers that is none of numbers, if any, all comments up there, and the numbers."""
+    """The line of names above the numbers, if any, all comments above the numbers, and the numbers."""
     title: str | None = None
     comments: deque[str] = deque(maxlen=_MOST_COMMENTS)
     rows: list[list[float]] = []
@@ -128,18 +131,18 @@ def _parse(text: str) -> tuple[str | None, list[str], NDArray[np.float64]]:
             row = [_number(cell) for cell in _SEPARATOR.split(cells)]
         except ValueError:
             if rows or title is not None:
-                raise ReadError(f"line {number} is not made of numbers: {line.strip()[:60]!r}") from None
+                raise ReadError(f"line {number} is not a row of numbers: {line.strip()[:60]!r}") from None
             title = content.strip()[:_LONGEST_NAMES]
             continue
         if _DECIMAL_COMMA.search(cells) and {part.strip() for part in _SEPARATOR.findall(cells)} != {","}:
             raise ReadError(
-                f"line {number} has commas beside other separators, or for decimal points: {cells[:60]!r}"
+                f"line {number} has commas beside other separators, or as decimal points: {cells[:60]!r}"
             )
         if rows and len(row) != len(rows[0]):
-            raise ReadError(f"line {number} has {len(row)} columns, those above have {len(rows[0])}")
+            raise ReadError(f"line {number} has {len(row)} columns, the lines above have {len(rows[0])}")
         rows.append(row)
     if not rows:
-        raise ReadError("no line of numbers")
+        raise ReadError("no rows of numbers")
     return title, list(comments), np.array(rows)
 
 
@@ -151,7 +154,7 @@ def _number(cell: str) -> float:
 def _roles(
     title: str | None, comments: list[str], count: int
 ) -> tuple[dict[str, int], dict[str, str | None]]:
-    """Position of each role among the columns, and the units that are stated."""
+    """Position of each role among the columns, and the stated units."""
     lines = comments[::-1] if title is None else [title, *comments[::-1]]
     named = next((labels for line in lines for labels in _labels(line, count) if _are_names(labels)), None)
     if named is None and title is not None:
@@ -176,7 +179,7 @@ def _roles(
 
 
 def _is_air(lines: list[str]) -> bool:
-    """Whether a line above the numbers says that wavelengths are in air."""
+    """Whether a line above the numbers says that the wavelengths are in air."""
     said = " ".join(line for line in lines if _AIR.search(line))
     if said and _VACUUM.search(said):
         raise ReadError(f"are the wavelengths in air ({said[:60]!r})? say air=True or air=False")
@@ -184,7 +187,7 @@ def _is_air(lines: list[str]) -> bool:
 
 
 def _labels(line: str, count: int) -> Iterator[list[tuple[str, str | None]]]:
-    """Name and unit of each column, in every way to split a line into as many."""
+    """Name and unit of each column, for every way to split a line into this many columns."""
     # A unit belongs to the name before it: "wavelength (A)".
     line = re.sub(r"\s+(?=[\[(])", "", re.sub(r"[\"']", "", line))
     for separator in _SEPARATORS:
@@ -200,7 +203,7 @@ def _are_names(labels: list[tuple[str, str | None]]) -> bool:
 
 
 def _units(line: str, count: int) -> Iterator[list[str]]:
-    """The cells of a comment that holds nothing but units, the first of them of a wavelength."""
+    """The cells of a comment that has only units, the first of them one of wavelength."""
     for separator in _SEPARATORS:
         cells = separator.split(line)
         try:
@@ -212,12 +215,12 @@ def _units(line: str, count: int) -> Iterator[list[str]]:
 
 
 def _words(comment: str) -> dict[str, int]:
-    """Roles of the words of a comment."""
+    """Roles that the words of a comment name."""
     return column_roles(re.split(r"[^\w]+", comment))
 
 
 def _seems_to_name(comment: str, count: int) -> bool:
-    """Whether a comment that was not understood says something about the columns, as far as one can tell."""
+    """Whether a comment that was not understood seems to describe the columns."""
     if count > 2 and _NOT_SIGMA.search(comment):
         return True
     roles = _words(comment).keys()

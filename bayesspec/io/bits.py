@@ -1,13 +1,13 @@
-"""Mask bits of the surveys, and which of them make a pixel missing: decided here and nowhere else.
+"""Mask bits of the surveys. Only this module decides which of them make a pixel missing.
 
-Almost every bit is a remark about the pixel or its fibre; to drop all pixels with any bit can drop a whole
-spectrum. A pixel is missing if its bits say that there is no measurement. `strict` adds the bits that doubt
-one: bright or badly subtracted sky, bad neighbours on the chip, stray light. Bits about a whole fibre (SDSS
-bits 0 to 15) never mask pixels; `fibre_flags` names them.
+Almost every bit is a remark about the pixel or its fibre, and masking on any bit can mask a whole spectrum. A
+pixel is missing if its bits say that there is no measurement. `strict` adds the bits for doubtful
+measurements: bright or badly subtracted sky, bad neighbours on the chip, stray light. Bits about a whole
+fibre (SDSS bits 0 to 15) never mask pixels; `fibre_flags` names them.
 
-Of a coadd the and-mask counts: a pixel that one exposure missed and the others measured is measured, with
-the inverse variance to match (on real BOSS coadds the or-mask has NODATA for 10 % of the pixels, the and-mask
-for none).
+For a coadd the and-mask is used: a pixel that is missing in one exposure and measured in others is measured,
+and its inverse variance takes this into account. (On real BOSS coadds the or-mask has NODATA for 10 % of the
+pixels, the and-mask for none.)
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SPPIXMASK = {
 """Bits of SDSS spectra (https://www.sdss3.org/dr10/algorithms/bitmask_sppixmask.php)."""
 
 LAMOST_MASK = {"BADCCD": 0, "BADPROFILE": 1, "NOSKY": 2, "BRIGHTSKY": 3, "BADCENTER": 4, "NODATA": 5}
-"""LAMOST's own six bits (data release notes, "andmask"); SDSS's pixel bits lie above them and count too."""
+"""LAMOST's own six bits (data release notes, "andmask"); SDSS's pixel bits, above them, are used too."""
 
 MISSING = ("FULLREJECT", "NOSKY", "NODATA", "COMBINEREJ")
 """No measurement: rejected in extraction or in the coadd, no sky level, no data."""
@@ -68,7 +68,7 @@ DOUBTFUL = (
     "BADSKYCHI",
     "REDMONSTER",
 )
-"""A measurement that a cautious user would rather not see; missing too if `strict`."""
+"""Doubtful measurements, missing only if `strict`."""
 
 _FIRST_PIXEL_BIT = 16
 
@@ -79,7 +79,7 @@ _TABLES = {"SDSS": (_PIXEL_BITS,), "LAMOST": (LAMOST_MASK, _PIXEL_BITS)}
 def bad_pixels(
     bits: ArrayLike, *, survey: Literal["SDSS", "LAMOST"] = "SDSS", strict: bool = False
 ) -> NDArray[np.bool_]:
-    """True where the bits make a pixel missing, same shape; booleans say it themselves.
+    """True where the bits make a pixel missing, same shape; booleans are returned as they are.
 
     Example:
         >>> bad_pixels([0, 1 << SPPIXMASK["NODATA"], 1 << SPPIXMASK["BRIGHTSKY"], 1 << SPPIXMASK["BADFLAT"]])
@@ -96,7 +96,7 @@ def bad_pixels(
 
 
 def survey_by(roles: Iterable[str]) -> Literal["SDSS", "LAMOST"]:
-    """Whose bits a table has that does not say: SDSS's tables have a loglam, LAMOST's a wavelength."""
+    """The survey of a table that does not name it: SDSS tables have a loglam, LAMOST tables a wavelength."""
     return "SDSS" if "loglam" in roles else "LAMOST"
 
 

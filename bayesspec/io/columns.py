@@ -1,4 +1,4 @@
-"""What the columns of tables mean, whatever the case they are written in: FITS and text alike."""
+"""The meaning of table columns, in FITS and text, with names in any case."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ ROLES = {
     "mask": ("mask",),
     "andmask": ("andmask",),
 }
-"""Spellings of each role, without case, blanks and underscores."""
+"""Names of the columns of each role, without case, blanks and underscores."""
 
 MOST_PIXELS = 1_000_000
-"""No single spectrum has more; compressed, a few KB can claim any number."""
+"""Limit on the pixels of a single spectrum; a few KB of compressed data can claim any number."""
 
 _MOST_COLUMNS = 999
 """The FITS standard's limit; a damaged header may claim any number."""
@@ -86,26 +86,27 @@ def one_of_each(names: Sequence[str]) -> dict[str, int]:
     """Position of the column of each role.
 
     Raises:
-        ReadError: if two columns may be the same thing.
+        ReadError: if two columns may have the same role.
 
     Example:
         >>> one_of_each(["wavelength", "flux", "FLUX"])
         Traceback (most recent call last):
         ...
-        bayesspec.exceptions.ReadError: both flux and FLUX may be the flux: leave one of them
+        bayesspec.exceptions.ReadError: both flux and FLUX may be the flux: remove one of them
     """
     roles = column_roles(names)
     for position, name in enumerate(names):
         for role in column_roles([name]):
             if roles[role] != position:
-                raise ReadError(f"both {names[roles[role]]} and {name} may be the {role}: leave one of them")
+                raise ReadError(f"both {names[roles[role]]} and {name} may be the {role}: remove one of them")
     return roles
 
 
 def column_names(hdu: Any) -> list[str]:
-    """Names of a table's columns; of no table, none.
+    """Names of a table's columns; empty if the HDU is not a table.
 
-    From the header: astropy takes longer over the 200 columns of a catalogue than over all else in a file.
+    From the header, because astropy takes longer for the 200 columns of a catalogue than for the rest of a
+    file.
     """
     if not isinstance(hdu, fits.BinTableHDU):
         return []
@@ -122,12 +123,12 @@ def is_spectrum(hdu: Any) -> bool:
 
 
 def read_columns(hdu: fits.BinTableHDU) -> dict[str, NDArray | u.Quantity]:
-    """Columns by role, (M,) each: of a table of M rows, or of one row of vectors; loglam as wavelength.
+    """Columns by role, (M,) each, of a table of M rows or of one row of vectors; loglam as wavelength.
 
-    Columns whose unit the header states are quantities; masks stay booleans where they are.
+    Columns with a unit in the header are quantities; boolean masks stay boolean.
 
     Raises:
-        ReadError: if the table holds several spectra, or its columns are no numbers of known units.
+        ReadError: if the table has several spectra, or its columns are not numbers, or their units unknown.
     """
     names = column_names(hdu)
     columns, units = {}, {}
@@ -148,7 +149,7 @@ def read_columns(hdu: fits.BinTableHDU) -> dict[str, NDArray | u.Quantity]:
 
 
 def table_hdu(table: Table) -> fits.BinTableHDU:
-    """A table's spectrum as an HDU of a file, with masked cells missing, and with all its units."""
+    """A table's spectrum as an HDU, with masked cells as missing values, and with all its units."""
     names = [str(name) for name in table.colnames]
     columns = {names[n]: (role, table.columns[n]) for role, n in one_of_each(names).items()}
     plain = {
@@ -156,7 +157,7 @@ def table_hdu(table: Table) -> fits.BinTableHDU:
         for name, (role, column) in columns.items()
     }
     hdu = fits.table_to_hdu(Table(plain))
-    # Units that FITS cannot spell would get lost.
+    # Astropy would drop units that FITS does not have.
     for n, (_, column) in enumerate(columns.values(), start=1):
         if getattr(column, "unit", None) is not None:
             hdu.header[f"TUNIT{n}"] = str(column.unit)
@@ -167,18 +168,18 @@ def table_hdu(table: Table) -> fits.BinTableHDU:
 
 
 def null_of(header: fits.Header, position: int) -> float | None:
-    """The number that means a missing cell in a table's column, as astropy gives its numbers; None: none."""
+    """The value of missing cells in a table's column, scaled as astropy scales the column; None if unset."""
     null = header.get(f"TNULL{position + 1}")
     if null is None:
         return None
-    # TNULL is of the numbers in the file.
+    # TNULL refers to the unscaled numbers in the file.
     return null * header.get(f"TSCAL{position + 1}", 1) + header.get(f"TZERO{position + 1}", 0)
 
 
 def filled(role: str, values: NDArray, missing: NDArray[np.bool_] | bool) -> NDArray:
-    """Numbers with NaN where they are missing; booleans and bits of masks with True and NODATA."""
+    """Values with missing ones replaced: numbers by NaN, booleans by True, mask bits by NODATA."""
     if values.dtype.kind not in "biuf":
-        raise ReadError(f"the column of {role} does not hold numbers")
+        raise ReadError(f"the column of {role} does not have numbers")
     if role in ("mask", "andmask"):
         return np.where(missing, values.dtype == bool or 1 << SPPIXMASK["NODATA"], values)
     return np.where(missing, np.nan, values.astype(float))
@@ -187,7 +188,7 @@ def filled(role: str, values: NDArray, missing: NDArray[np.bool_] | bool) -> NDA
 def with_units(
     columns: Mapping[str, NDArray], units: Mapping[str, str | None]
 ) -> dict[str, NDArray | u.Quantity]:
-    """Columns by role in the units that are stated for them, and loglam as wavelength.
+    """Columns by role in their stated units, and loglam as wavelength.
 
     Raises:
         ReadError: if a unit is not understood, or wavelength and loglam contradict each other.
@@ -196,25 +197,25 @@ def with_units(
     for role, values in columns.items():
         text = None if role in ("mask", "andmask") else units.get(role)
         if role == "loglam":
-            # "log10(Angstrom)"; the unit of the wavelength itself is the same thing said carelessly.
+            # "log10(Angstrom)"; some files state only the unit of the wavelength itself.
             inner = _LOGARITHM.fullmatch((text or "").strip())
             role, values, text = "wavelength", 10**values, inner[1] if inner else text
         unit = parse_unit(text)
         other = found.get(role)
         found[role] = values if unit is None else values << unit
         if other is not None and not _are_same(other, found[role]):
-            raise ReadError("wavelength and loglam are not the same wavelengths: leave one of them")
+            raise ReadError("wavelength and loglam are not the same wavelengths: remove one of them")
     return found
 
 
 def _are_same(one: NDArray | u.Quantity, other: NDArray | u.Quantity) -> bool:
-    """Whether wavelengths are the same but for the rounding of logarithms; air and vacuum differ by 3e-4."""
+    """Whether wavelengths are equal except for rounding of logarithms; air and vacuum differ by 3e-4."""
     one, other = to_angstrom(one), to_angstrom(other)
     return one.shape == other.shape and np.allclose(one, other, rtol=1e-5, equal_nan=True)
 
 
 def to_ivar(columns: Mapping[str, NDArray | u.Quantity]) -> NDArray | u.Quantity | None:
-    """Inverse variance from the column ivar, else from variance or sigma; None if there is none of them.
+    """Inverse variance from the column ivar, else from variance or sigma; None if there is no such column.
 
     0 where variance or sigma is not a positive number.
     """
@@ -233,23 +234,23 @@ def to_ivar(columns: Mapping[str, NDArray | u.Quantity]) -> NDArray | u.Quantity
 def to_vacuum(
     wavelength: NDArray | u.Quantity, air: bool | None, *headers: fits.Header
 ) -> NDArray[np.float64]:
-    """Vacuum wavelengths in Angstrom; `air` None asks the headers, and believes in vacuum otherwise.
+    """Vacuum wavelengths in Angstrom; if `air` is None the headers decide, and the default is vacuum.
 
     Raises:
         ReadError: if the headers contradict each other, or are not understood.
-        UnitsError: if the unit is that of no wavelength, frequency or energy.
+        UnitsError: if the unit is not one of a wavelength, frequency or energy.
     """
     if air is None:
         said = {is_air for header in headers for is_air in _says_air(header)}
         if len(said) == 2:
-            raise ReadError("its headers say air and vacuum: say air=True or air=False")
+            raise ReadError("its headers say both air and vacuum: say air=True or air=False")
         air = True in said
     wavelength = to_angstrom(wavelength)
     return air_to_vacuum(wavelength) if air else wavelength
 
 
 def _says_air(header: fits.Header) -> Iterator[bool]:
-    """What a header says about its wavelengths, True for air, in each keyword that says anything."""
+    """True for air and False for vacuum, for each keyword of the header that says which."""
     for key in _VACUUM_KEYS:
         value = _card(header, key)
         text = str(value).strip().lower()
@@ -268,7 +269,7 @@ def _says_air(header: fits.Header) -> Iterator[bool]:
 def read_facts(
     keys: Mapping[str, Sequence[str]], row: fits.FITS_record | None, header: fits.Header
 ) -> dict[str, Any]:
-    """What a catalogue's row, or else the header, says under any of these keywords, as plain values."""
+    """Values of these keywords from a catalogue row, or else from the header, as plain Python values."""
     names = {} if row is None else {name.upper(): name for name in row.array.names}
     facts: dict[str, Any] = {}
     for fact, spellings in keys.items():
@@ -282,7 +283,7 @@ def read_facts(
 
 
 def _cell(row: fits.FITS_record, name: str) -> Any:
-    """A number or text of a row; None if it is a vector or not legible (bytes that are not ASCII)."""
+    """A number or text of a row; None if it is a vector or unreadable (bytes that are not ASCII)."""
     try:
         value = row[name]
     except UnicodeDecodeError:
@@ -291,7 +292,7 @@ def _cell(row: fits.FITS_record, name: str) -> Any:
 
 
 def _card(header: fits.Header, key: str) -> Any:
-    """A keyword's value; None if it is missing, blank or not legible (e.g. a bare NaN)."""
+    """A keyword's value; None if it is missing, blank or unreadable (e.g. a bare NaN)."""
     try:
         value = header.get(key)
     except fits.VerifyError:

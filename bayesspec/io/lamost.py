@@ -2,11 +2,11 @@
 
 * recent ones (DR9, DR10): HDU 1 is a table of one row of vectors, FLUX, IVAR, WAVELENGTH, ANDMASK, ORMASK;
 * earlier ones: the primary HDU is an image whose rows are flux, ivar, wavelength, and-mask, or-mask;
-* DR1: the same image, but its row 2 is the flux minus its continuum, and the wavelength is in the header,
-  log10 of it being COEFF0 + COEFF1 * pixel.
+* DR1: the same image, but its row 2 is the flux minus its continuum, and the wavelengths are
+  10**(COEFF0 + COEFF1 * pixel) with keywords of the header.
 
-Fluxes are relative (the survey calls them so), hence without a unit unless the file states one. A table of
-another origin that has these columns is read the same way, but for its mask: whatever is not 0 is bad.
+Fluxes are relative, as the survey says, and so have no unit unless the file states one. A table from
+elsewhere with these columns is read in the same way, except that any mask value other than 0 is bad.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _FACTS = {
 def read_lamost(hdus: fits.HDUList, *, strict: bool = False, air: bool | None = None) -> Observation:
     """The spectrum, a coadd of all exposures.
 
-    The pipeline pads the ends with fluxes of exactly 0 and a positive ivar (in most files, up to 31 pixels):
-    these are missing.
+    The pipeline pads the ends with fluxes of exactly 0 and a positive ivar (in most files, up to 31 pixels).
+    These pixels count as missing.
 
     Arguments:
         hdus: The open file.
-        strict: Take doubtful pixels for missing too (see `bayesspec.io.bits`).
+        strict: Also mask doubtful pixels (see `bayesspec.io.bits`).
         air: Whether wavelengths are in air; None: as the header says.
 
     Raises:
@@ -59,7 +59,7 @@ def read_lamost(hdus: fits.HDUList, *, strict: bool = False, air: bool | None = 
     header = hdus[0].header
     tables = [hdu for hdu in hdus if is_spectrum(hdu)]
     if len(tables) > 1:
-        raise ReadError(f"{len(tables)} tables with flux and wavelength: hand over one of them")
+        raise ReadError(f"{len(tables)} tables with flux and wavelength: give one of them")
     headers = [header]
     if tables:
         headers.append(tables[0].header)
@@ -94,7 +94,7 @@ def _read_image(hdus: fits.HDUList) -> tuple[str, dict[str, NDArray[np.float64] 
         raise ReadError(f"no LAMOST image: it has {count} rows of {size} pixels, LAMOST's have {_ROWS}")
     rows = np.array(image.data, dtype=float)
     if (rows[1] < 0).any():
-        raise ReadError("no LAMOST image: row 1 is no inverse variance, some of it is negative")
+        raise ReadError("no LAMOST image: row 1 has negative values, so it is not an inverse variance")
     columns = {"flux": rows[0], "ivar": rows[1], "andmask": rows[3]}
     units = {"flux": image.header.get("BUNIT")}
 
@@ -102,10 +102,10 @@ def _read_image(hdus: fits.HDUList) -> tuple[str, dict[str, NDArray[np.float64] 
         return "LAMOST image", with_units({**columns, "wavelength": rows[2]}, units)
     start, step = (image.header.get(key) for key in ("COEFF0", "COEFF1"))
     if start is None or step is None:
-        raise ReadError("row 2 of the image is no wavelength, and the header has no COEFF0 and COEFF1")
-    # Many surveys have these keywords, and other rows.
+        raise ReadError("row 2 of the image is not wavelength, and the header has no COEFF0 and COEFF1")
+    # Many surveys have these keywords, but different rows.
     if not _is_named(image.header):
-        raise ReadError("no LAMOST image: row 2 is no wavelength, and the header does not name LAMOST")
+        raise ReadError("no LAMOST image: row 2 is not wavelength, and the header does not name LAMOST")
     loglam = start + step * np.arange(size)
     return "LAMOST image with wavelengths in the header", with_units({**columns, "loglam": loglam}, units)
 

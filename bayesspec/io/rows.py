@@ -1,4 +1,4 @@
-"""A row of a file of many spectra as a star: what all formats of such files have in common."""
+"""One row of a file of many spectra as a star: the part that all formats have in common."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .source import quiet, stem
 __all__ = ["FACTS", "NAMES", "SpectraFile", "label_of", "text_of", "to_star"]
 
 NAMES = ("NAME", "ID", "TARGETID", "OBSID", "OBJID", "SPECOBJID", "OBJECT", "STAR")
-"""Columns that may say what a spectrum is called, the first that is there."""
+"""Columns that may have the name of a spectrum; the first one found is used."""
 
 FACTS = {
     "survey": ("SURVEY",),
@@ -38,13 +38,13 @@ FACTS = {
     "ra": ("RA", "PLUG_RA", "TARGET_RA"),
     "dec": ("DEC", "PLUG_DEC", "TARGET_DEC"),
 }
-"""What surveys say of a star, and the columns that may say it."""
+"""Survey information about a star, and the columns that may have it."""
 
 
 class SpectraFile(ABC):
-    """A file of many spectra: `len(file)` of them, `file.read(k)` is one.
+    """A file of many spectra: `len(file)` is their number, `file.read(k)` reads one.
 
-    Whatever is wrong with a row is one error of this package, in all formats.
+    A row that cannot be read raises an error of this package, in all formats.
     """
 
     path: str | Path
@@ -52,7 +52,7 @@ class SpectraFile(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many spectra there are."""
+        """Number of spectra."""
 
     def read(self, row: int, *, strict: bool = False) -> Observation:
         """The star of a row."""
@@ -63,17 +63,17 @@ class SpectraFile(ABC):
                 return self._read(row, strict)
         except BayesspecError:
             raise
-        except Exception as error:  # damaged files fail anywhere, with any
+        except Exception as error:  # damaged files can fail anywhere, with any exception
             cause = f"{type(error).__name__}: {printable(str(error))}"
             raise ReadError(f"{printable(str(self.path))}[{row}]: damaged ({cause})") from error
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
     @abstractmethod
     def _read(self, row: int, strict: bool) -> Observation:
-        """The star of a row that is there."""
+        """The star of an existing row."""
 
 
 def to_star(
@@ -84,12 +84,12 @@ def to_star(
     name: str,
     strict: bool,
 ) -> Observation:
-    """One row as `read` takes a table of that row alone."""
+    """One row, with the same result as `read` for a table of that row alone."""
     try:
         found = with_units(columns, units)
         if "wavelength" not in found:
             if shared is None:
-                raise ReadError("no wavelengths: neither in the row, the header nor an HDU of their own")
+                raise ReadError("no wavelengths, neither in the row, nor the header, nor a separate HDU")
             found["wavelength"] = shared
         flux = found["flux"]
         bad = padding(np.asarray(flux))
@@ -108,7 +108,7 @@ def to_star(
 
 
 def label_of(path: str | Path, row: int, value: Any) -> str:
-    """What the star of a row is called: what its cell says, or else the file's name and the row."""
+    """The name of a row's star: the text of its cell, or else the file's name and the row."""
     return (text_of(value) or "").strip() or f"{stem(str(path))}[{row}]"
 
 

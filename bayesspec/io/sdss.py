@@ -2,7 +2,7 @@
 
 Layout (https://data.sdss.org/datamodel/files/BOSS_SPECTRO_REDUX/RUN2D/spectra/PLATE4/spec.html): HDU 1 the
 coadd, 2 a row of the catalogue, 3 lines, 4 and later the frames of single cameras. Names of HDUs and columns
-vary in case or are missing, so tables are known by their columns and their order.
+vary in case or are missing, so tables are identified by their columns and their order.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def read_sdss(
 ) -> Observation:
     """The coadd, or the single exposures with both arms joined.
 
-    A frame that cannot be used, e.g. without any observed pixel, is left out: `meta["left_out"]`.
+    A frame that cannot be used, e.g. with no observed pixel, is left out and listed in `meta["left_out"]`.
 
     Arguments:
         hdus: The open file.
         individual: Single exposures instead of the coadd.
-        strict: Take doubtful pixels for missing too (see `bayesspec.io.bits`).
+        strict: Also mask doubtful pixels (see `bayesspec.io.bits`).
         air: Whether wavelengths are in air; None: as the header says.
 
     Raises:
@@ -66,13 +66,13 @@ def read_sdss(
         star = _read_table(coadd, header, strict, air)
         star.meta |= {"layout": "SDSS coadd", "exposures": ("coadd",)}
 
-    # The catalogue's row knows better than the header.
+    # The catalogue row has precedence over the header.
     star.meta = {"survey": "SDSS", **star.meta, **read_facts(_FACTS, _catalogue_row(hdus), header)}
     return star
 
 
 def _coadd(hdus: fits.HDUList) -> fits.BinTableHDU | None:
-    """The table with an and-mask; where none has one, the first that is not named like a frame."""
+    """The table with an and-mask; if there is none, the first that is not named like a frame."""
     first = None
     for hdu in filter(is_spectrum, hdus):
         if "andmask" in column_roles(column_names(hdu)):
@@ -134,7 +134,7 @@ def _read_table(hdu: fits.BinTableHDU, header: fits.Header, strict: bool, air: b
     flux = columns["flux"]
     bits = columns.get("andmask", columns.get("mask"))
     if bits is not None and bits.dtype.itemsize == 1:
-        bits = bits != 0  # a byte has no room for SDSS's bits of pixels: it says bad or good
+        bits = bits != 0  # a byte has no room for SDSS's pixel bits: it means good or bad
     return Observation(
         to_vacuum(columns["wavelength"], air, header, hdu.header),
         flux if isinstance(flux, u.Quantity) else flux * FLUX_UNIT,

@@ -1,4 +1,4 @@
-"""Where spectra come from: what a source is called, and its bytes."""
+"""Sources of spectra: their names and their bytes."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ __all__ = [
 
 _GZIP = b"\x1f\x8b"
 _GZIP_LAYERS = 3
-"""Some archives compress twice; a stream may also be made to unpack to itself for ever."""
+"""Some archives compress twice; a malicious stream may unpack to itself forever."""
 
 _MOST_BYTES = 64 << 20
-"""Unpacked or not: twenty times the largest spectrum of the surveys. A few KB of gzip can hold any size."""
+"""Limit, unpacked: twenty times the largest survey spectrum. A few KB of gzip can unpack to any size."""
 
 _COUNTS = ("NAXIS", "ZNAXIS", "TFIELDS")
-"""Keywords that say how many axes or columns there are; astropy goes through all that are claimed."""
+"""Keywords with the number of axes or columns; astropy loops over all of them, whether they exist or not."""
 
 _RECORD = 2880
 _MOST_COUNTED, _MOST_HDUS, _LONGEST_HEADER = 999, 1000, 1000 * _RECORD
-"""Axes or columns, by the standard; HDUs, and bytes of a header, some ten times what surveys have."""
+"""Limits: axes or columns, by the standard; HDUs and bytes of a header, some ten times those of surveys."""
 
 _FITS_SUFFIXES = (".fits", ".fit", ".fts")
 
 
 def file_of(source: Any) -> str | None:
-    """The path that a source has or remembers; None for objects in memory."""
+    """The path of a source, or of the file it was read from; None for objects in memory."""
     if isinstance(source, str | os.PathLike):
         return os.fsdecode(source)
     name = source.filename() if isinstance(source, fits.HDUList) else getattr(source, "name", None)
@@ -57,7 +57,7 @@ def file_of(source: Any) -> str | None:
 
 
 def stem(file: str) -> str:
-    """Name of a file without folder and endings.
+    """Name of a file without folder and extensions.
 
     Example:
         >>> stem("data/spec-2942-54521-0124.fits.gz")
@@ -70,12 +70,12 @@ def stem(file: str) -> str:
 
 
 def read_bytes(source: Any) -> bytes:
-    """Contents of a path or an open file, with every layer of gzip taken off; nothing stays open.
+    """Contents of a path or an open file, with all layers of gzip removed; no file stays open.
 
     Raises:
-        ReadError: if it is no regular file (a pipe may never end, or never begin), there is nothing to read,
-            or it is far larger than a spectrum.
-        OSError, EOFError, zlib.error: as Python finds the file or its gzip stream missing or damaged.
+        ReadError: if it is not a regular file (a pipe may block forever), is empty, or is far larger than a
+            spectrum.
+        OSError, EOFError, zlib.error: if the file is missing, or it or its gzip stream is damaged.
     """
     if isinstance(source, str | os.PathLike):
         with open_regular(source) as file:
@@ -100,8 +100,8 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """A regular file, open for reading.
 
     Raises:
-        ReadError: if it is something else: a pipe may never end, or never begin.
-        OSError: if it is a folder, is not there, or may not be read.
+        ReadError: if it is something else, such as a pipe, which may block forever.
+        OSError: if it is a folder, does not exist, or may not be read.
     """
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
@@ -112,10 +112,12 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def unpacked(file: BinaryIO, most: int) -> BinaryIO:
-    """A file from its first byte, of which no more than it has is read; if gzipped, what is in it, in memory.
+    """A file at its first byte, or its unpacked contents in memory if it is gzipped.
+
+    A read never allocates more than the file has.
 
     Raises:
-        ReadError: if that is more than so many bytes.
+        ReadError: if the unpacked contents are larger than `most` bytes.
     """
     packed = file.read(2) == _GZIP
     file.seek(0)
@@ -132,7 +134,7 @@ def unpacked(file: BinaryIO, most: int) -> BinaryIO:
 
 
 class _NoMore(io.BufferedIOBase):
-    """A file that makes no room for bytes it has not: a damaged table may ask for any number of them."""
+    """A file that allocates no more bytes than it has: a damaged table may ask for any number of them."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._size = file, os.fstat(file.fileno()).st_size
@@ -159,7 +161,7 @@ class _NoMore(io.BufferedIOBase):
 
 
 def _read(file: Any) -> bytes:
-    """What is left in an open file, which may hand out less than is asked for."""
+    """The rest of an open file, which may return fewer bytes per read than requested."""
     parts: list[bytes] = []
     size = 0
     while part := file.read(1 << 20):
@@ -171,10 +173,10 @@ def _read(file: Any) -> bytes:
 
 
 def is_fits(data: bytes, file: str | None) -> bool:
-    """Whether contents are FITS.
+    """Whether the contents are FITS.
 
     Raises:
-        ReadError: if the file's name says so and the contents do not.
+        ReadError: if the file's name says that they are, but they are not.
     """
     if data.startswith(b"SIMPLE  ="):
         return True
@@ -197,12 +199,12 @@ def open_fits(data: bytes) -> Iterator[fits.HDUList]:
 
 
 def check_headers(file: BinaryIO) -> None:
-    """Go through the headers of a FITS file of any size, and back to its beginning.
+    """Check the headers of a FITS file of any size, and return to its beginning.
 
-    Astropy believes what they say: a size below zero has it read one header for ever.
+    Astropy trusts them: a negative size makes it read one header forever.
 
     Raises:
-        ReadError: if one claims more axes or columns than FITS has, or a size below zero, or they never end.
+        ReadError: if a header has more axes or columns than FITS allows, or a negative size, or does not end.
     """
     place = 0
     for number in range(_MOST_HDUS + 1):
@@ -210,7 +212,7 @@ def check_headers(file: BinaryIO) -> None:
         chunk = io.BytesIO(file.read(_LONGEST_HEADER))
         try:
             header = fits.Header.fromfile(chunk)
-        except (EOFError, OSError):  # the end, or junk behind it
+        except (EOFError, OSError):  # the end of the file, or junk after the last HDU
             if len(chunk.getbuffer()) == _LONGEST_HEADER:
                 raise ReadError(f"damaged: no header, and no end, in {_LONGEST_HEADER >> 20} MiB") from None
             break
@@ -234,7 +236,7 @@ def check_headers(file: BinaryIO) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Odd headers and junk in masked pixels are no news, but a truncated file is an error."""
+    """Ignore warnings about odd headers and junk in masked pixels; make a truncated file an error."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", AstropyWarning)
         warnings.filterwarnings("error", "File may have been truncated", AstropyWarning)

@@ -1,4 +1,4 @@
-"""From a specutils `Spectrum`."""
+"""Reader of specutils `Spectrum` objects."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["is_specutils", "read_spectrum"]
 
 
 def is_specutils(source: Any) -> bool:
-    """Whether it is a spectrum of specutils; does not import specutils."""
+    """Whether it is a specutils spectrum; does not import specutils."""
     return hasattr(source, "spectral_axis") and hasattr(source, "flux")
 
 
 def read_spectrum(spectrum: Spectrum, *, air: bool | None = None) -> Observation:
-    """One spectrum, or several exposures on the same pixels where its flux has two axes.
+    """One spectrum, or several exposures on the same pixels if its flux has two axes.
 
-    Units are those of `Observation`: any spectral one, and flux densities per wavelength or per frequency.
+    Units are those of `Observation`: any spectral unit, and flux densities per wavelength or per frequency.
 
     Raises:
         ReadError: if its axes or units are not those of a spectrum.
@@ -35,7 +35,7 @@ def read_spectrum(spectrum: Spectrum, *, air: bool | None = None) -> Observation
     """
     axis = u.Quantity(spectrum.spectral_axis)
     if not axis.unit.is_equivalent(u.AA, u.spectral()):
-        raise ReadError(f"the spectral axis is in {axis.unit}, no wavelength, frequency or energy")
+        raise ReadError(f"the spectral axis is in {axis.unit}, not a wavelength, frequency or energy")
 
     place = spectrum.spectral_axis_index  # not always the last
     flux = _move(spectrum.flux, place)

@@ -1,11 +1,11 @@
-"""Files of many spectra: tables with a row for each, and images as those of DESI, read a few rows at a time.
+"""Files of many spectra: tables with one row each, and images like those of DESI, read a few rows at a time.
 
-* A FITS table with a vector FLUX in each row, and IVAR, MASK, ... if there are any (the spellings of
-  `io.columns`). Wavelengths are a vector of the row, too, an HDU WAVELENGTH or LOGLAM, or 10**(COEFF0 +
-  COEFF1 * pixel) by the header: the format of star libraries.
-* FITS images FLUX, IVAR, MASK of a row a spectrum, and WAVELENGTH: DESI's, whose names may begin with an arm
-  (B_FLUX, R_FLUX, Z_FLUX; the arms are joined) and whose FIBERMAP has the TARGETID.
-* A Parquet table with the columns of the first kind as lists; COEFF0 and COEFF1 are then in its metadata.
+* FITS tables with a vector FLUX in each row, and possibly IVAR, MASK, ... (the spellings of `io.columns`).
+  Wavelengths are also a vector in the row, an HDU WAVELENGTH or LOGLAM, or 10**(COEFF0 + COEFF1 * pixel) from
+  the header. This is the format of star libraries.
+* FITS images FLUX, IVAR, MASK with one spectrum per row, and WAVELENGTH, as from DESI. The names may begin
+  with an arm (B_FLUX, R_FLUX, Z_FLUX; the arms are joined), and FIBERMAP has the TARGETID.
+* Parquet tables with the columns of the first kind as lists; COEFF0 and COEFF1 are then in the metadata.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _MOST_UNPACKED = 2 << 30
 
 
 def count_spectra(path: str | Path) -> int | None:
-    """How many spectra a file holds by its headers; None if it is no file of many, and `read` is for it.
+    """Number of spectra in a file of many, by its headers; None if it is not such a file.
 
     Raises:
         BayesspecError: if it is a Parquet file and pyarrow is not installed.
@@ -56,7 +56,7 @@ def count_spectra(path: str | Path) -> int | None:
         raise BayesspecError(
             f'{printable(str(path))}: Parquet needs pyarrow, pip install "bayesspec-stars[scale]"'
         ) from error
-    except ReadError:  # whatever is wrong with it, `read` says it better
+    except ReadError:  # `read` is for it, and has better error messages
         return None
     count = len(file)
     file.close()
@@ -67,7 +67,7 @@ def open_spectra(path: str | Path) -> SpectraFile:
     """Open a file of many spectra; only its headers are read.
 
     Raises:
-        ReadError: if it is none.
+        ReadError: if it is not such a file.
     """
     try:
         with quiet():
@@ -116,18 +116,18 @@ def _layout(path: str | Path, file: BinaryIO) -> SpectraFile:
 
 
 def _check_image(image: Any) -> None:
-    """Refuse what would take much memory for one row: a compressed image of a few KB may claim any size."""
+    """Refuse an image with too much memory per row: a compressed image of a few KB may claim any size."""
     _check_size(image.shape[-1] if image.shape else 0)
     _check_size(math.prod(getattr(image, "tile_shape", None) or [0]) // BLOCK)
 
 
 def _check_size(pixels: int) -> None:
     if pixels > MOST_PIXELS:
-        raise ReadError(f"a spectrum of {pixels} pixels, which none has")
+        raise ReadError(f"a spectrum of {pixels} pixels, more than any has")
 
 
 class _FitsTable(SpectraFile):
-    """A block of rows at a time, by its place in the file: a mapped file would count as memory."""
+    """A FITS table, read in blocks of rows by position: a memory-mapped file would count as used memory."""
 
     def __init__(
         self, path: str | Path, file: BinaryIO, hdus: fits.HDUList, hdu: fits.BinTableHDU, names: list[str]
@@ -176,7 +176,7 @@ class _FitsTable(SpectraFile):
 
 
 class _FitsImages(SpectraFile):
-    """A row of each image at a time."""
+    """FITS images, read one row of each at a time."""
 
     def __init__(self, path: str | Path, file: BinaryIO, hdus: fits.HDUList, arms: list[str]) -> None:
         self.path, self._file, self._hdus, self._arms = path, file, hdus, arms
@@ -195,7 +195,7 @@ class _FitsImages(SpectraFile):
         for arm in self._arms:
             try:
                 stars.append(self._arm(arm, row, name, strict))
-            except ObservationError as error:  # an arm that saw nothing: the others did
+            except ObservationError as error:  # an arm without data; the others may have some
                 errors.append(error)
         if not stars:
             raise errors[0]
@@ -222,7 +222,7 @@ class _FitsImages(SpectraFile):
 
 
 class _Parquet(SpectraFile):
-    """A group of rows at a time, as the file has them."""
+    """A Parquet table, read in the row groups of the file."""
 
     def __init__(self, path: str | Path) -> None:
         from pyarrow import parquet

@@ -71,7 +71,7 @@ def denoise_survey(
         uncertainty: See `denoise`.
         exposures: See `read`.
         strict: See `read`.
-        seed: Of everything random.
+        seed: Random seed.
         device: cpu, or a GPU.
         batch_size: Stars of one batch of inference: 16, on a GPU 64, if not given.
         per_star: A file a star and `summary.ecsv`, as `Result.write` makes them; False: parts and a

@@ -41,7 +41,7 @@ class Orders:
         method: See `bayesspec.denoise`.
         exposures: See `bayesspec.read`.
         strict: See `bayesspec.read`.
-        seed: Of everything random.
+        seed: Random seed.
         batch_size: Stars of one batch of inference.
         device: Where to.
         options: Of the method.

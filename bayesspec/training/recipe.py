@@ -64,7 +64,7 @@ class Recipe:
         residual_term: The residual term.
         robust_noise: The robust noise flow.
         passage: Velocity, dust and flux calibration, of a model with a residual term.
-        seed: Of everything random.
+        seed: Random seed.
         start: A bundle, by name or folder, whose encoder and generator are trained further instead of new
             ones: to adapt a model to another survey, or to go on. Sizes have to be the same.
 

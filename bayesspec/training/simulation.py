@@ -210,7 +210,7 @@ def simulate(
         stars: Clean stars on the grid.
         noise: Noise on the grid.
         grid: Of both.
-        seed: Of everything random.
+        seed: Random seed.
         tell_scale: Whether a method is told the scale of complete spectra, as in the paper.
     """
     rows, parts, conditions = [], [], []

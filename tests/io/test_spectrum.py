@@ -95,7 +95,7 @@ def test_the_name_and_meta():
 @pytest.mark.parametrize(
     ("changes", "cause"),
     [
-        ({"spectral_axis": AXIS * u.km / u.s}, "no wavelength, frequency or energy"),
+        ({"spectral_axis": AXIS * u.km / u.s}, "not a wavelength, frequency or energy"),
         ({"uncertainty": UnknownUncertainty(SIGMA)}, "uncertainty of type"),
         ({"flux": np.ones((2, 2, 300)) * UNIT, "uncertainty": None}, "3 axes"),
         ({"flux": np.full(300, np.nan) * UNIT}, "no pixel is observed"),

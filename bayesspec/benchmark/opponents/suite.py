@@ -83,7 +83,7 @@ def fit_baselines(
         stars: Clean spectra of all sides.
         noise: Exposures of all sides.
         out: Folder of the fits.
-        seed: Of everything random.
+        seed: Random seed.
         quick: Spend little, for a look: `SuiteRecipe.quick()`.
         recipe: How much is spent instead of either.
         grid: Wavelength grid of the spectra, 4000-9000 Angstrom unless given.
