@@ -168,7 +168,7 @@ class Pool:
     def __init__(self, target: Target, mixtures: list[StudentMixture], given: GivenCore | None) -> None:
         self.target, self.mixtures, self.given = target, mixtures, given
         self.theta = torch.empty(0, len(target.batch), target.dim, device=target.free.device)
-        self.log_density = self.log_given = self.theta[..., 0].double()
+        self.log_density = self.log_given = self.log_mixtures = self.theta[..., 0].double()
 
     @classmethod
     def of(cls, target: Target, modes: Modes, *, normal: bool = False) -> Pool:
@@ -185,10 +185,11 @@ class Pool:
         at = torch.as_tensor(rows, device=self.theta.device)
         given = None if self.given is None else self.given.select(at)
         part = Pool(self.target.select(rows), [mixture.select(at) for mixture in self.mixtures], given)
-        part.theta, part.log_density, part.log_given = (
+        part.theta, part.log_density, part.log_given, part.log_mixtures = (
             self.theta[:, at],
             self.log_density[:, at],
             self.log_given[:, at],
+            self.log_mixtures[:, at],
         )
         part.log_ratio, part.log_weight, part.pareto_k = (
             self.log_ratio[rows],
@@ -198,16 +199,18 @@ class Pool:
         return part
 
     def draw(self, count: int, seed: int) -> None:
-        """Draw from the last mixture, and weigh all draws anew."""
-        drawn = self.mixtures[-1].sample(count, seed, self.target.dim - self.target.core)
-        theta, log_given = with_w(drawn, self.target.core, self.given)
+        """Draw from the last mixture, which is new, and weigh all draws anew."""
+        core = self.target.core
+        drawn = self.mixtures[-1].sample(count, seed, self.target.dim - core)
+        theta, log_given = with_w(drawn, core, self.given)
+        before = self.mixtures[-1].log_prob(self.theta[..., :core]).double()
+        now = torch.stack([mixture.log_prob(theta[..., :core]).double() for mixture in self.mixtures])
+        self.log_mixtures = torch.cat([torch.logaddexp(self.log_mixtures, before), now.logsumexp(0)])
         self.theta = torch.cat([self.theta, theta])
         self.log_given = torch.cat([self.log_given, log_given.double()])
         self.log_density = torch.cat([self.log_density, self.target.log_density(theta).double()])
 
-        core = self.theta[..., : self.target.core]
-        by_mixture = torch.stack([mixture.log_prob(core) for mixture in self.mixtures]).double()
-        log_proposal = by_mixture.logsumexp(0) - np.log(len(self.mixtures)) + self.log_given
+        log_proposal = self.log_mixtures - np.log(len(self.mixtures)) + self.log_given
         self.log_ratio = (self.log_density - log_proposal).T.cpu().numpy()
         self.log_weight, self.pareto_k = pareto_smooth(self.log_ratio)
 

@@ -35,9 +35,9 @@ __all__ = ["enumerated_log_density", "nuts_draws"]
 WORTH = 0.01
 """Share of the posterior mass, by Laplace's approximation, from which on a mode has a chain of its own."""
 
-ROUNDS, MORE_ROUNDS, JUMP_DRAWS, LEARNED = 5, 10, 1024, 1500
+ROUNDS, MORE_ROUNDS, JUMP_DRAWS, LEARNED = 5, 15, 1024, 2500
 """Of the importance sampling that finds where chains jump to: rounds for every star, and further ones until
-each has so many effective draws."""
+each has so many effective draws. Chains of fewer draws altogether need no more than their number."""
 
 JUMPS = 8
 """Jumps that a chain tries before each trajectory, where latents are many: one draw follows from another
@@ -295,14 +295,16 @@ def _prepared(
     target: Target, modes: Modes, star: NDArray, seeds: list[int], settings: Settings, seed: int
 ) -> Jumps:
     """Proposals of jumps, from rounds of importance sampling, of each star as many as it takes."""
+    enough = min(LEARNED, settings.draws * len(star) // len(target.batch))
+    least = ROUNDS if enough == LEARNED else 1
     pool = Pool.of(target, modes)
     given, rows = pool.given, np.arange(len(target.batch))
     pools: dict[int, Pool] = {}
     for number in range(1, ROUNDS + MORE_ROUNDS + 1):
         pool.draw(JUMP_DRAWS, seed + number - 1)
         pool.adapt()
-        learned = effective(pool.log_weight) >= LEARNED
-        done = (learned & (number >= ROUNDS)) | (number == ROUNDS + MORE_ROUNDS)
+        learned = effective(pool.log_weight) >= enough
+        done = (learned & (number >= least)) | (number == ROUNDS + MORE_ROUNDS)
         pools |= {int(rows[n]): pool.select(np.array([n])) for n in np.flatnonzero(done)}
         if done.all():
             break

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -138,18 +137,11 @@ def test_independent_draws_follow_the_density(mixture):
     assert abs(following) < 4 / 4096**0.5
 
 
-def test_the_mean_of_mixtures_is_a_mixture(mixture):
-    other = replace(mixture, mean=torch.where(mixture.free[:, None], mixture.mean + 1.5, 0.0))
-    both = StudentMixture.mean_of([mixture, other])
-    theta = both.sample(200, seed=4)
-    expected = torch.logaddexp(mixture.log_prob(theta), other.log_prob(theta)) - math.log(2)
-    torch.testing.assert_close(both.log_prob(theta), expected)
-
-
 def test_stars_are_put_together_whatever_their_components(mixture):
     """Draws and densities are those of each by itself."""
     first, second = mixture.select(torch.tensor([0])), mixture.select(torch.tensor([1]))
-    larger = StudentMixture.mean_of([second, second])
+    theta = second.sample(64, seed=5)
+    larger = second.adapted(theta, torch.full(theta.shape[:2], 1 / 64))  # has a component more
     both = StudentMixture.concatenate([first, larger])
     theta = both.sample(200, seed=3)
     for n, own in enumerate((first, larger)):
