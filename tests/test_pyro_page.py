@@ -19,7 +19,8 @@ SHORTER = {
     r"num_samples=20\)": "num_samples=2)",
     r"num_samples=400, warmup_steps=150": "num_samples=12, warmup_steps=4",
     r"max_tree_depth=5": "max_tree_depth=3",
-    r"steps=400": "steps=40",
+    r"uncertainty=True\)": "uncertainty=True, draws=128, rounds=2)",
+    r"steps=400": "steps=20",
     r"num_samples=100": "num_samples=20",
 }
 """What the page runs for minutes, and what suffices to see that it runs."""

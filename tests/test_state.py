@@ -31,7 +31,7 @@ METHODS = {
     "newton": {"method": "map"},
     "autodelta": {"method": "map", "engine": "autodelta", "steps": 5},
     "laplace": {"method": "laplace", "draws": 60},
-    "importance": {"method": "importance", "draws": 60, "handover": False},
+    "importance": {"method": "importance", "draws": 60, "rounds": 1, "handover": False},
     "nuts": {"method": "nuts", "warmup": 2, "draws": 4, "chains": 2, "max_tree_depth": 2},
 }
 MODELS = ("paper", "stellar")

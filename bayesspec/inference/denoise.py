@@ -114,7 +114,7 @@ def denoise(
         >>> res = denoise(star, model="kang2021", method="map")
         >>> res.flux.shape, res.classes[res.best_class[0]] in ("O", "B", "A", "WD", "CV")
         ((1, 2048), True)
-        >>> res = denoise(star, uncertainty=True)
+        >>> res = denoise(star, model="kang2021", uncertainty=True)
         >>> res.method, res.flux_std.shape
         ('importance', (1, 2048))
     """

@@ -92,8 +92,8 @@ def quadrature(
         >>> model = load_model("kang2021")
         >>> star = Observation(model.grid.wavelength, np.ones(2048))
         >>> batch = ObservationBatch.from_observations([star], model.grid)
-        >>> exact = quadrature(model, batch)
-        >>> exact.z_mean.shape, bool(exact.error[0] < 1e-3)
+        >>> exact = quadrature(model, batch, tolerance=0.03)
+        >>> exact.z_mean.shape, bool(exact.error[0] < 0.03)
         ((1, 3), True)
     """
     target = Target(model, batch)

@@ -36,7 +36,7 @@ def test_the_hand_over_can_be_left_out(toy_model):
 
 def test_doubtful_stars_are_drawn_by_nuts(toy_model, monkeypatch):
     """Twenty draws are too few for any k: the star's draws are NUTS's, thinned, and its row says so."""
-    short = partial(nuts_draws, warmup=60, draws=150)
+    short = partial(nuts_draws, chains=2, warmup=60, draws=150)
     monkeypatch.setattr("bayesspec.inference.handover.nuts_draws", short)
     wave = toy_model.grid.wavelength
     star = bayesspec.Observation(wave, np.ones(len(wave)), name="a", scale=1.0)

@@ -40,7 +40,7 @@ def test_reaches_the_best_of_many_climbs(toy_model, toy_batch, classes):
 
     scan = LatentScan(toy_model)
     highest = torch.full((len(toy_batch),), -torch.inf)
-    for start in range(0, len(scan.z), 6):
+    for start in range(0, len(scan.z), 20):
         z = scan.z[start].expand(len(toy_batch), -1)
         highest = highest.maximum(climb(toy_model, toy_batch, z, found.log_scale, classes))
     assert (found.log_density > highest - 0.02).all()
@@ -77,7 +77,7 @@ def test_more_exposures_raise_the_evidence_for_the_truth(toy_model):
     from bayesspec.runtime import seeded
 
     with seeded(11):
-        z = toy_model.prior(torch.arange(30) % 3).sample()
+        z = toy_model.prior(torch.arange(12) % 3).sample()
         s = toy_model.generator(z)[:, None].expand(-1, 16, -1)
         y = NoiseFlow(s, toy_model.noise).sample().numpy()
     errors = []

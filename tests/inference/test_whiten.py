@@ -134,8 +134,8 @@ def test_stock_autodelta_ends_at_the_mode(toy_stellar, star, white):
         best = elbo.loss(program, at_mode, star)
         guide = AutoDelta(poutine.block(program, hide=["C"]), init_loc_fn=away)
     with pyro.get_param_store().scope(), seeded(0):
-        svi = SVI(program, guide, ClippedAdam({"lr": 0.1, "lrd": 0.985}), elbo)
-        losses = [svi.step(star) for _ in range(400)]
+        svi = SVI(program, guide, ClippedAdam({"lr": 0.15, "lrd": 0.97}), elbo)
+        losses = [svi.step(star) for _ in range(200)]
     assert losses[0] > best + 5
     assert losses[-1] < best + 0.1
 

@@ -51,7 +51,7 @@ def observed(model):
 
 
 def posterior_width(model, star):
-    return bayesspec.denoise(star, model=model, uncertainty=True, draws=256).flux_std[0]
+    return bayesspec.denoise(star, model=model, method="laplace", draws=256).flux_std[0]
 
 
 def check(model, flux, ivar, pixel, heights, *, width=None, allowed=ALLOWED, **options):
@@ -78,7 +78,7 @@ def check(model, flux, ivar, pixel, heights, *, width=None, allowed=ALLOWED, **o
 
 @pytest.mark.parametrize("snr", [5, 100])
 def test_it_does_what_masking_it_does(model, observed, snr):
-    check(model, *observed(snr, 1), 700, HEIGHTS[1::2], method="map")
+    check(model, *observed(snr, 1), 700, HEIGHTS[3::3], method="map")
 
 
 def test_it_does_so_in_one_of_two_exposures(model, observed):

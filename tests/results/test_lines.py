@@ -53,7 +53,7 @@ def test_a_result_has_them_and_so_have_its_files(tmp_path):
     from bayesspec.demo import example_star
 
     star = example_star()
-    point, drawn = denoise(star), denoise(star, method="laplace")
+    point, drawn = denoise(star), denoise(star, method="laplace", draws=128)
     table, mode = drawn.equivalent_widths(), point.equivalent_widths()
     for name in ("ew_h_alpha", "ew_h_beta", "ew_mg_b"):
         assert abs(table[name][0] - mode[name][0]) < 5 * table[f"{name}_err"][0]
