@@ -1,4 +1,4 @@
-"""What the generator leaves of clean spectra, and what of it is the stars': neither junk nor noise."""
+"""Residuals of clean spectra from the generator, with bad pixels masked and the stars' own noise known."""
 
 from __future__ import annotations
 
@@ -27,29 +27,28 @@ __all__ = [
 ]
 
 FLOOR = 0.03
-"""Misfit of G that a star is forgiven, in mean flux: of a spectrum of S/N 1000, too, all pixels count."""
+"""Misfit of G allowed in every pixel, in mean flux, so that all pixels count even at S/N 1000."""
 
 OUTLYING = 6.0
-"""Robust standard deviations beyond which a lone pixel of a clean spectrum is taken for junk."""
+"""Robust standard deviations beyond which an isolated pixel of a clean spectrum counts as bad."""
 
 LONE, EDGE = 3, 50
-"""Junk has no more neighbours of its kind than this, unless it is this near to an end of the spectrum:
-emission lines are wider."""
+"""A bad pixel has at most LONE outlying neighbours (emission lines are wider) or is within EDGE of an end."""
 
 CLEAN_SNR, FILLED = 60.0, 100
-"""A spectrum of this S/N is clean: what scatter it has is the star's, as far as anyone knows. In a class of
-fewer such spectra all are clean that there are."""
+"""A spectrum with this S/N counts as clean: its noise is not subtracted from the star's residuals. In a class
+with fewer such spectra, all count as clean."""
 
 
 @dataclass(frozen=True, eq=False)
 class Residuals:
-    """What G leaves of N stars, in the unit in which each would be complete.
+    """Residuals of N stars from G, at mean |flux| = 1 over the whole grid.
 
     Arguments:
-        z: Latents that fit best, (N, L).
+        z: Best-fitting latents, (N, L).
         flux: x - G(z), (N, D), 0 where masked.
-        variance: Of the stars' own noise, (N, D).
-        mask: True = bad, or junk, (N, D).
+        variance: Variance of the stars' own noise, (N, D).
+        mask: True = bad, (N, D).
     """
 
     z: Tensor
@@ -67,10 +66,10 @@ def fit_latents(
     passage: Passage | None = None,
     iterations: int = 8,
 ) -> Residuals:
-    """The latents whose spectra are nearest to clean ones, by Gauss-Newton steps from the encoder's guess.
+    """Fit latents to clean spectra, by Gauss-Newton steps from the encoder's guess.
 
-    With a passage a star's own velocity, reddening and calibration are fitted beside z, as far as their prior
-    lets them: what is left, and z, are those of the star at rest, in the library's light.
+    With a passage, each star's velocity, reddening and calibration are fitted together with z, with their
+    priors. z and the residuals are then those of the star at rest, with these effects removed.
     """
     parts = []
     for first in range(0, len(stars), 128):
@@ -88,7 +87,7 @@ def fit_latents(
             if passage is None:
                 return generator(z)
             seen = passage(generator(z), x)
-            return seen / seen.abs().mean(-1, keepdim=True)  # the library's spectra have this unit
+            return seen / seen.abs().mean(-1, keepdim=True)  # the unit of the library
 
         def misfit(
             latents: Tensor,
@@ -135,7 +134,7 @@ def fit_latents(
 
 
 def _own_variance(stars: StarLibrary, reference: Tensor) -> Tensor:
-    """Variance of the stars' own noise, (N, D): what their errors say, or else their scatter."""
+    """Variance of the stars' own noise, (N, D), from their errors, or else from their scatter."""
     flux, mask = torch.as_tensor(stars.flux), torch.as_tensor(stars.mask)
     ivar = torch.as_tensor(np.where(stars.mask, 0, stars.ivar))
     scatter = (reference * robust_level(flux, mask, reference)[:, None]).square()
@@ -144,12 +143,12 @@ def _own_variance(stars: StarLibrary, reference: Tensor) -> Tensor:
 
 
 def beyond(residuals: Residuals, basis: Tensor) -> Tensor:
-    """What the patterns leave of residuals, 0 where masked."""
+    """Residuals after subtraction of the patterns, 0 where masked."""
     return torch.where(residuals.mask, 0.0, residuals.flux - (residuals.flux @ basis.T) @ basis)
 
 
 def without_junk(residuals: Residuals, basis: Tensor) -> Residuals:
-    """Lone pixels far from what the patterns leave elsewhere are masked, and such at the ends."""
+    """Residuals with isolated outliers from the patterns masked, and all outliers near the ends."""
     left = beyond(residuals, basis)
     typical = torch.where(residuals.mask, torch.nan, left.abs()).nanmedian(-1, keepdim=True).values
     noise = torch.maximum((NORMAL_MEDIAN * typical).nan_to_num(1.0), residuals.variance.sqrt())
@@ -163,18 +162,18 @@ def without_junk(residuals: Residuals, basis: Tensor) -> Residuals:
 
 
 def filled_classes(stars: StarLibrary) -> NDArray[np.bool_]:
-    """Classes with so many clean spectra that others need not be taken for clean, (K,)."""
+    """Classes that have enough clean spectra by themselves, (K,)."""
     return np.bincount(stars.klass[stars.snr >= CLEAN_SNR], minlength=len(CLASSES)) >= FILLED
 
 
 def less_noise_of_the_clean(residuals: Residuals, stars: StarLibrary, filled: NDArray) -> Residuals:
-    """With no more variance than a spectrum has beyond that of a clean one."""
+    """Residuals with only the noise variance in excess of that of a clean spectrum."""
     share = np.where(filled[stars.klass], 1 - np.square(stars.snr / CLEAN_SNR), 0).clip(0, 1)
     kept = torch.as_tensor(share, dtype=residuals.variance.dtype)[:, None]
     return replace(residuals, variance=kept * residuals.variance)
 
 
 def smooth(power: Tensor, width: int) -> Tensor:
-    """Rows (..., D) averaged over so many pixels."""
+    """Running mean of rows (..., D) over `width` pixels."""
     padded = torch.nn.functional.pad(power[:, None], (width // 2, width // 2), mode="replicate")
     return torch.nn.functional.avg_pool1d(padded, width, 1)[:, 0]

@@ -1,4 +1,4 @@
-"""The noise of real exposures: what is left of each when the mean of its star's exposures is subtracted."""
+"""The noise of real exposures: each exposure minus the mean of its star's exposures."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["NoiseLibrary", "exposure_noise"]
 Array = NDArray[np.float64]
 
 CLIP = 5.0
-"""Standard deviations of the usual noise beyond which a pixel is a hit, and has no part in level and mean."""
+"""Standard deviations of the usual noise beyond which a pixel is a hit, excluded from level and mean."""
 
 USUAL, NEIGHBOURS = 51, 11
-"""Pixels whose median tells the usual noise around a pixel, and the star's flux around it."""
+"""Widths in pixels of the running medians for the usual noise around a pixel and for the star's flux."""
 
 
 def exposure_noise(
@@ -33,15 +33,15 @@ def exposure_noise(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
     r"""Noise of every exposure of one star: residual, ivar and mask (True = bad), each (E, D).
 
-    Exposures are rebinned and brought to one brightness by their ratios over the pixels that they share, and
+    Exposures are rebinned, scaled to the same brightness by their ratios over common pixels, and normalised
     to mean |flux| = 1 of their star. Their mean contains each exposure's own noise, so the plain difference
-    has variance :math:`(1 - 1/n) \sigma^2`; it is scaled by :math:`\sqrt{n / (n - 1)}`, with n the exposures
-    that are in the mean.
+    has variance :math:`(1 - 1/n) \sigma^2`. It is scaled by :math:`\sqrt{n / (n - 1)}`, where n is the number
+    of exposures in the mean.
 
-    A hit, far from what the others have, is in no ratio and in no mean: to the other exposures the pixel is
-    as if it were masked in this one. Its own residual is its whole height above the mean of the others. Of
-    two exposures that differ, that one is hit which stands out from its neighbours. A pixel that only one
-    exposure observed is masked, and so is one where the only other is hit.
+    A hit, i.e. a pixel far from the other exposures, is excluded from ratios and means, as if it were masked.
+    Its residual is its full height above the mean of the others. If two exposures differ, the hit is the one
+    that differs more from its neighbours. A pixel that only one exposure observed is masked, and so is one
+    where the only other is a hit.
 
     References:
         | Kang, He & Zhang 2021, RAA 21, 169, section 4.1; the factor is this package's correction
@@ -68,7 +68,7 @@ def exposure_noise(
     kept = regular.sum(0)
     mean = np.where(regular, flux, 0.0).sum(0) / np.maximum(kept, 1)
 
-    # The unit: mean |flux| of the star, hits in pixels that one exposure alone observed left out.
+    # The unit: mean |flux| of the star, smoothed because hits in pixels of a single exposure are not known.
     unit = mean_absolute_flux(_around(mean, n > 0, NEIGHBOURS), n == 0)
     unit = np.where(unit > 0, unit, 1.0)
     usable = observed & (n > 1) & ((kept > 1) | ~regular)
@@ -78,10 +78,10 @@ def exposure_noise(
 
 
 def _levels(flux: Array, observed: NDArray[np.bool_]) -> Array:
-    """Brightness of each exposure, (E,): what fits the ratios of all pairs best.
+    """Brightness of each exposure, (E,): the best fit to the ratios of all pairs.
 
-    A ratio is that of two sums, over the pixels that both observed and in which they agree: noise gives it no
-    bias, as it would the ratios of single pixels, and a hit of any height has no part in it.
+    Each ratio is that of two sums over the pixels that both observed and on which they agree. Unlike ratios
+    of single pixels it is not biased by noise, and hits are excluded.
     """
     differences, ratios = [], []
     for i, j in combinations(range(len(flux)), 2):
@@ -93,7 +93,7 @@ def _levels(flux: Array, observed: NDArray[np.bool_]) -> Array:
 
 
 def _ratio(one: Array, other: Array) -> float:
-    """How much brighter one exposure is than another, of the pixels (M,) of both."""
+    """Brightness ratio of two exposures, from their common pixels (M,)."""
     sizes = np.median(np.abs(one)), np.median(np.abs(other))
     if min(sizes) <= 0:
         return 1.0
@@ -110,10 +110,10 @@ def _ratio(one: Array, other: Array) -> float:
 
 
 def _hits(flux: Array, ivar: Array, observed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """True where an exposure is far from what the others have in a pixel, (E, D), for its noise there.
+    """True where an exposure is far from the others, relative to its noise there, (E, D).
 
-    They are compared with their median. Of the two in the middle of an even number, and so of two exposures
-    in all, it is the one nearer to the median of the pixels around: stars are smoother than hits.
+    The reference is the median of the exposures. For an even number of them, it is the one of the two middle
+    values that is nearer to the median of the surrounding pixels, because stars are smoother than hits.
     """
     n = observed.sum(0)
     ordered = np.sort(np.where(observed, flux, np.inf), axis=0)
@@ -121,8 +121,8 @@ def _hits(flux: Array, ivar: Array, observed: NDArray[np.bool_]) -> NDArray[np.b
     around = _around((lower + upper) / 2, n > 0, NEIGHBOURS)
     middle = np.where(np.abs(lower - around) <= np.abs(upper - around), lower, upper)
 
-    # The usual noise: of the exposure in the pixels around, or the pipeline's of all exposures in this pixel,
-    # which knows the lines of the sky. Its own error of a hit may be as large as the hit.
+    # The usual noise: that of the exposure in the surrounding pixels, or the pipeline's for all exposures in
+    # this pixel, which includes sky lines. The exposure's own error at a hit may be as large as the hit.
     more = np.sqrt(n / np.maximum(n - 1, 1))
     away = np.abs(flux - np.where(observed, flux, 0.0).sum(0) / np.maximum(n, 1)) * more
     own = 1.4826 * np.stack([_around(a, o & (n > 1), USUAL) for a, o in zip(away, observed, strict=True)])
@@ -132,16 +132,16 @@ def _hits(flux: Array, ivar: Array, observed: NDArray[np.bool_]) -> NDArray[np.b
 
 
 def _pick(ordered: Array, index: NDArray[np.int64]) -> Array:
-    """The value at each pixel's index of arrays (E, D), (D,); 0 where there is none."""
+    """Values of an array (E, D) at each pixel's index, (D,); 0 where there is none."""
     inside = (index >= 0) & (index < len(ordered))
     value = np.take_along_axis(ordered, np.where(inside, index, 0)[None], 0)[0]
     return np.where(inside & np.isfinite(value), value, 0.0)
 
 
 def _around(values: Array, seen: NDArray[np.bool_], width: int) -> Array:
-    """Running median of the pixels that were seen, (D,); 0 elsewhere."""
+    """Running median over the observed pixels, (D,); 0 elsewhere."""
     smooth = np.zeros(len(values))
-    # Mirrored without the last pixel itself, which would otherwise have the majority there.
+    # Mirrored without repeating the last pixel, which would otherwise dominate the median there.
     smooth[seen] = median_filter(values[seen], size=min(width, max(seen.sum(), 1)), mode="mirror")
     return smooth
 
@@ -154,7 +154,7 @@ class NoiseLibrary:
         residual: (N, D), 0 where masked.
         ivar: (N, D), the pipeline's, 0 where masked or unknown.
         mask: (N, D), True = bad.
-        epoch: (N,), plate-mjd: what a split goes by.
+        epoch: (N,), plate-mjd, by which the data are split.
     """
 
     residual: NDArray[np.float32]
@@ -167,7 +167,7 @@ class NoiseLibrary:
         """Extract the noise of every exposure in spec files that hold individual exposures.
 
         Raises:
-            ReadError: if a file cannot be read, or has not two exposures of the same pixels.
+            ReadError: if a file cannot be read, or does not have two exposures of the same pixels.
         """
         from bayesspec.io import read
 
@@ -195,7 +195,7 @@ class NoiseLibrary:
         return NoiseLibrary(*(getattr(self, f.name)[rows] for f in fields(self)))
 
     def split(self, side: str, *, salt: str = "") -> NoiseLibrary:
-        """The epochs of one side (train, validation, test) of `split_by_hash`; a quarter is for tests."""
+        """The epochs of one side (train, validation, test) of `split_by_hash`; a quarter is for testing."""
         return self.select(split_by_hash(self.epoch, test=0.25, salt=salt) == side)
 
     def __len__(self) -> int:

@@ -21,7 +21,7 @@ __all__ = ["GeneratorRecipe", "encode", "new_networks", "train_generator"]
 
 @dataclass(frozen=True)
 class Sizes:
-    """What of a recipe says how large encoder and generator are."""
+    """Base of recipes with the sizes of encoder and generator."""
 
     latent_dim: int
     hidden: int
@@ -44,13 +44,13 @@ class GeneratorRecipe(Sizes):
         encoder_channels: Channels after each convolution.
         steps: Updates.
         batch_size: Spectra per update.
-        learning_rate: The largest.
-        weight_decay: Of AdamW.
+        learning_rate: Maximum learning rate.
+        weight_decay: Weight decay of AdamW.
         radius: |delta| of eq. (10), per-pixel rms.
         isometry_weight: Weight of the squared relative error of a distance; eq. (10) has radius**2.
-        tolerance: Reconstruction loss beyond which a spectrum pulls less (`tolerant`); 0 is eq. (10).
+        tolerance: Reconstruction loss beyond which a spectrum has less influence (`tolerant`); 0 is eq. (10).
         balance: 1 draws every class equally often, 0 every star.
-        corrupted: Share of spectra that the encoder sees with noise and a gap.
+        corrupted: Fraction of spectra that the encoder sees with noise and a gap.
     """
 
     latent_dim: int = 3
@@ -88,15 +88,15 @@ def train_generator(
 ) -> tuple[Encoder, Generator]:
     """Train E and G on the library's spectra, classes balanced, missing pixels left out of the loss.
 
-    A share of the spectra is shown to the encoder with noise and with an interval missing while the target
-    stays clean, so that its guess is of use on real observations.
+    The encoder sees a fraction of the spectra with noise and with an interval missing, while the target stays
+    clean, so that its guess is useful for real observations.
 
     Arguments:
         library: Clean training spectra.
         recipe: Sizes, steps and weights.
-        seed: Of the weights, the batches and the corruptions.
-        model_vote: How often a theoretical star is drawn beside a real one of its class.
-        start: Networks of the same sizes to take the first weights from.
+        seed: Seed of the weights, the batches and the corruptions.
+        model_vote: How often a theoretical star is drawn, relative to a real one of its class.
+        start: Networks of the same sizes with the initial weights.
         checkpoint: File to resume from, see `minimise`.
         progress: Show a bar on stderr.
     """
@@ -135,13 +135,13 @@ def train_generator(
 def new_networks(
     library: StarLibrary, sizes: Sizes, weights: np.ndarray, seed: int
 ) -> tuple[Encoder, Generator]:
-    """Untrained networks for the library's spectra; the generator begins at their weighted mean.
+    """Untrained networks for the library's spectra; the generator starts at their weighted mean.
 
     Arguments:
         library: Clean training spectra, (N, D).
-        sizes: Of the networks.
-        weights: Of the spectra, (N,).
-        seed: Of the first weights of the networks.
+        sizes: Sizes of the networks.
+        weights: Weights of the spectra, (N,).
+        seed: Seed of the initial weights of the networks.
     """
     size = library.flux.shape[1]
     with seeded(seed):

@@ -1,4 +1,4 @@
-"""How much larger the residuals of unseen stars are than a term fitted to training stars says."""
+"""The residuals of unseen stars are larger than those of training stars: correction factors for this."""
 
 from __future__ import annotations
 
@@ -18,48 +18,48 @@ from .clean import Residuals
 __all__ = ["inflated", "size_spreads", "to_bulk"]
 
 SPREAD = 0.2, 1.0
-"""Least and most spread of the log size of a star's residuals about what is usual for its kind."""
+"""Limits on the standard deviation of log residual amplitudes around the usual one of their kind."""
 
 LEAST_SEEN = 0.3
-"""Share of the pixels around a knot that has to be seen to tell of the size there."""
+"""Minimum fraction of observed pixels around a knot to measure the amplitude there."""
 
 SIZES = -1.8, 2.4, 22
-"""Log sizes that are tried: from, to, how many."""
+"""Grid of log amplitudes: from, to, number."""
 
 SHRINKAGE = 4.0
-"""Unseen stars that a class's own inflation counts for nothing against."""
+"""Prior weight of the inflation of all classes against that of one class, in stars."""
 
 
 def log_likelihood(term: ResidualTerm, residuals: Residuals, h: Tensor) -> Tensor:
-    """log p(x - G(z) | h), (N,), with w and e summed out: a Gaussian of diagonal plus low rank."""
+    """log p(x - G(z) | h), (N,), marginalised over w and e: a Gaussian of diagonal plus low rank."""
     found = posterior(term, residuals, h)
     log_variance = torch.where(residuals.mask, 0.0, found.variance.log()).sum(-1)
     return -0.5 * (found.log_det + found.square + log_variance)
 
 
 class Posterior(NamedTuple):
-    """What N residuals say of w."""
+    """The posterior of w given N residuals."""
 
     mean: Tensor
     """(N, R)."""
     covariance: Tensor
     """(N, R, R)."""
     log_det: Tensor
-    """Of the precision, (N,)."""
+    """Log determinant of the precision, (N,)."""
     square: Tensor
-    """Of the residuals in units of what is expected of them, (N,)."""
+    """Squared Mahalanobis length of the residuals, (N,)."""
     tau_square: Tensor
     """Variance of e, (N, D)."""
     variance: Tensor
-    """Of e and the star's own noise, (N, D)."""
+    """Variance of e plus the star's own noise, (N, D)."""
     usual: Tensor
     """B m(z), (N, D)."""
     patterns: Tensor
-    """B Lambda(z) w at the mean, (N, D)."""
+    """S B Lambda(z) w at the mean of w, (N, D)."""
 
 
 def posterior(term: ResidualTerm, residuals: Residuals, h: Tensor | None = None) -> Posterior:
-    """What residuals say of w, given the sizes h, (N, T + 2), or at the usual ones."""
+    """The posterior of w given residuals, at amplitudes h, (N, T + 2), or at the usual ones."""
     h = residuals.z.new_zeros(len(residuals.z), term.sizes) if h is None else h
     size, hw = term.size(h), torch.cat([h, h.new_zeros(len(h), term.components)], dim=-1)
     tau_square = term.discrepancy(residuals.z, hw).square()
@@ -90,7 +90,7 @@ def posterior(term: ResidualTerm, residuals: Residuals, h: Tensor | None = None)
 def inflated(
     term: ResidualTerm, seen: Residuals, seen_klass: NDArray, unseen: Residuals, unseen_klass: NDArray
 ) -> Residuals:
-    """Training residuals, made larger as those of unseen stars of their class are."""
+    """Training residuals, scaled up to match those of unseen stars of the same class."""
     own, others = (_excess(term, part) for part in (seen, unseen))
     factors = [_ratio(b, a, unseen_klass, seen_klass) for a, b in zip(own, others, strict=True)]
     of_w, of_e = (
@@ -103,7 +103,7 @@ def inflated(
 
 
 def log_sizes(term: ResidualTerm, residuals: Residuals) -> Tensor:
-    """The log size of each star's residuals that is most probable of `SIZES`, (N,), before any prior."""
+    """Maximum-likelihood log amplitude of each star's residuals, on the grid `SIZES`, (N,)."""
     h, sizes = residuals.z.new_zeros(len(residuals.z), term.sizes), torch.linspace(*SIZES)
     by_size = []
     for size in sizes:
@@ -113,10 +113,10 @@ def log_sizes(term: ResidualTerm, residuals: Residuals) -> Tensor:
 
 
 def size_spreads(term: ResidualTerm, unseen: Residuals) -> tuple[Tensor, Tensor]:
-    """Spread of the log size of unseen stars, and that of its knots in a star, within reason.
+    """Standard deviation of the log amplitude between unseen stars, and between the knots of a star, limited.
 
-    Sizes are found in the pixels around each knot. Their variance in a star is that of the knots; what the
-    means of stars have beyond is that of stars.
+    Amplitudes are measured in the pixels around each knot. Their variance within a star is that of the knots.
+    The mean square over stars of their means, minus the part of the knots, is that of the stars.
     """
     knots = len(term.between)
     position = torch.linspace(0, knots - 1, unseen.flux.shape[-1]).round()
@@ -135,7 +135,7 @@ def size_spreads(term: ResidualTerm, unseen: Residuals) -> tuple[Tensor, Tensor]
 
 
 def _excess(term: ResidualTerm, residuals: Residuals) -> tuple[NDArray, NDArray]:
-    """Mean square of w, and of e over tau, in each star: 1 on average where the sizes are right."""
+    """Mean square of w, and of e / tau, in each star: 1 on average if the scales are right."""
     found = posterior(term, residuals)
     w_square = found.mean.square() + found.covariance.diagonal(dim1=-2, dim2=-1)
     share = found.tau_square / found.variance
@@ -147,7 +147,7 @@ def _excess(term: ResidualTerm, residuals: Residuals) -> tuple[NDArray, NDArray]
 
 
 def _ratio(unseen: NDArray, seen: NDArray, unseen_klass: NDArray, seen_klass: NDArray) -> NDArray[np.float64]:
-    """For every class, how much larger the squares of unseen stars are, drawn to the ratio of all."""
+    """Ratio of the squares of unseen and seen stars in every class, shrunk towards that of all classes."""
     classes = 1 + max(unseen_klass.max(), seen_klass.max())
 
     def typical(values: NDArray) -> float:
@@ -164,7 +164,7 @@ def _ratio(unseen: NDArray, seen: NDArray, unseen_klass: NDArray, seen_klass: ND
 
 
 def bulk(term: ResidualTerm, residuals: Residuals) -> tuple[Tensor, Tensor]:
-    """What the patterns leave, in units of tau, (N, D), and how large most of it is in each star, (N, 1)."""
+    """Residuals after the patterns in units of tau, (N, D), and their robust scale in each star, (N, 1)."""
     found = posterior(term, residuals)
     left = (residuals.flux - found.usual - found.patterns) / found.tau_square.sqrt()
     middle = torch.where(residuals.mask, torch.nan, left.abs()).nanmedian(-1, keepdim=True).values
@@ -172,9 +172,9 @@ def bulk(term: ResidualTerm, residuals: Residuals) -> tuple[Tensor, Tensor]:
 
 
 def to_bulk(term: ResidualTerm, unseen: Residuals) -> None:
-    """Make tau the size of most of e in a typical unseen star: of the rest `fit_discrepancy` takes care.
+    """Set tau to the robust scale of e in a typical unseen star; `fit_discrepancy` models the tails.
 
-    The likelihood, to which pixels far off are noise, finds that size in any star with enough light. Were tau
-    their root mean square, intervals would be too wide where there is too little.
+    At high S/N the likelihood finds this scale by itself, because it takes far outliers for noise. If tau
+    were the root mean square, intervals would be too wide at low S/N.
     """
     term.log_discrepancy += bulk(term, unseen)[1].log().mean()

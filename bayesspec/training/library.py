@@ -21,23 +21,23 @@ CLASSES = ("O", "B", "A", "F", "G", "K", "M", "CV", "Carbon", "WD")
 """The ten classes of the paper, eq. (6)."""
 
 BELIEVABLE = 3.0
-"""A spectrum's errors are believed where they give its catalogue's S/N within this factor: libraries without
-errors carry constants that mean nothing."""
+"""A spectrum's errors are used if they agree with its catalogue's S/N within this factor: libraries without
+errors contain meaningless constants."""
 
 DUPLICATE_DISTANCE = {"template": 0.01, "model": 0.005}
-"""Per-pixel rms below which two templates, or two theoretical spectra, count as one star."""
+"""Per-pixel rms difference below which two templates, or two theoretical spectra, count as one star."""
 
 
 @dataclass(frozen=True, eq=False)
 class StarLibrary:
-    """Clean spectra at mean |flux| = 1, with what is known of them.
+    """Clean spectra at mean |flux| = 1, with information about them.
 
     Arguments:
         flux: (N, D), 0 where masked.
         ivar: (N, D), 0 where masked or unknown.
         mask: (N, D), True = bad.
         klass: (N,), index into `CLASSES`.
-        star: (N,), identity of the star: what a split goes by.
+        star: (N,), identity of the star, by which the data are split.
         kind: (N,), observed, stack or model.
         source: (N,), the catalogue it is from.
         snr: (N,), median flux / sigma.
@@ -56,18 +56,18 @@ class StarLibrary:
     def read(cls, paths: str | Path | Iterable[str | Path], grid: WavelengthGrid) -> StarLibrary:
         """Read library tables and bring them onto the grid.
 
-        A table has one row a spectrum with the columns CLASS, STAR and FLUX (M,), optionally IVAR (M,), KIND,
-        SOURCE and SNR, and the header keywords COEFF0 and COEFF1 of its wavelengths
+        A table has one row per spectrum with the columns CLASS, STAR and FLUX (M,), optionally IVAR (M,),
+        KIND, SOURCE and SNR, and the header keywords COEFF0 and COEFF1 of its wavelengths
         10**(COEFF0 + COEFF1 * pixel), vacuum Angstrom. Names are case-insensitive. Rows of other classes, and
         rows that observe less than half of the grid, are left out.
 
         Raises:
-            ReadError: if a table lacks what is needed, or nothing is left.
+            ReadError: if a table lacks a column or keyword, or no row is left.
         """
         paths = [paths] if isinstance(paths, str | Path) else list(paths)
         parts = [_read_table(Path(path), grid) for path in paths]
         library = cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
-        # Two stars of a survey, named by their positions, can be this close: what repeats is templates.
+        # Two survey stars, named by their positions, can be this similar; only templates repeat each other.
         model = library.kind == "model"
         template = ~model & np.array([not _is_position(star) for star in library.star])
         star = library.star
@@ -84,31 +84,31 @@ class StarLibrary:
         return self.select(split_by_hash(self.star, salt=salt) == side)
 
     def clean(self, min_snr: float, *, thin: int = 100, thin_snr: float = 8.0) -> StarLibrary:
-        """Spectra above an S/N; classes with fewer than `thin` of these keep what is above `thin_snr`."""
+        """Spectra above an S/N; classes with fewer than `thin` of these keep all above `thin_snr`."""
         high = self.snr >= min_snr
         count = np.bincount(self.klass[high], minlength=len(CLASSES))
         return self.select(high | ((count[self.klass] < thin) & (self.snr >= thin_snr)))
 
     @property
     def believable(self) -> NDArray[np.bool_]:
-        """Real spectra whose errors mean something: they give the catalogue's S/N within a factor, (N,)."""
+        """Real spectra with plausible errors, which agree with the catalogue's S/N within a factor, (N,)."""
         signal = np.abs(self.flux) * np.sqrt(self.ivar)
         stated = np.array([np.median(row[~bad]) for row, bad in zip(signal, self.mask, strict=True)])
         near = (stated > self.snr / BELIEVABLE) & (stated < self.snr * BELIEVABLE)
         return (self.kind != "model") & near
 
     def votes(self, model_vote: float = 1.0) -> NDArray[np.float64]:
-        """Weight of each row, (N,): a star's spectra share one vote, a theoretical star's `model_vote`."""
+        """Weight of each row, (N,): the spectra of a star have sum 1, of a theoretical one `model_vote`."""
         _, star, per_star = np.unique(self.star, return_inverse=True, return_counts=True)
         return np.where(self.kind == "model", model_vote, 1.0) / per_star[star]
 
     def sampling_weights(self, balance: float = 1.0, model_vote: float = 1.0) -> NDArray[np.float64]:
-        """Probability of each row in training, (N,): by its vote, and by its class.
+        """Probability of each row in training, (N,), from its weight (`votes`) and its class.
 
         Arguments:
-            balance: 1 gives every class the same share, 0 every vote; between them class shares are
-                proportional to (votes of the class)**(1 - balance).
-            model_vote: Vote of a theoretical star beside that of a real one.
+            balance: The probability of a class is proportional to (total weight)**(1 - balance): with 1 all
+                classes, with 0 all stars are equally probable.
+            model_vote: Weight of a theoretical star; a real one has weight 1.
         """
         vote = self.votes(model_vote)
         total = np.bincount(self.klass, weights=vote, minlength=len(CLASSES))
@@ -116,7 +116,7 @@ class StarLibrary:
         return weight / weight.sum()
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Spectra by class and kind, for a bundle's card."""
+        """Number of spectra by class and kind, for the card of a bundle."""
         return {
             name: {
                 str(k): int(n)

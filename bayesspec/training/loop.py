@@ -36,18 +36,18 @@ def minimise(
 ) -> float:
     """Minimise a stochastic loss over a network's parameters, in place, with AdamW.
 
-    The learning rate rises over the first twentieth of the steps and falls to zero along a cosine. Every
-    random number comes from the generator that the loss is given, so a run that was stopped and resumed from
-    its checkpoint ends with the weights of one that was not.
+    The learning rate rises over the first twentieth of the steps and falls to zero along a cosine. All random
+    numbers come from the generator that is passed to the loss, so a run that was stopped and resumed from its
+    checkpoint ends with the same weights as an uninterrupted one.
 
     Arguments:
-        network: What is trained.
+        network: The network to train.
         loss: Draws a batch with the generator and returns a scalar.
         steps: Number of updates.
-        learning_rate: The largest one.
-        seed: Of the generator.
-        weight_decay: Of AdamW.
-        label: Shown beside the bar.
+        learning_rate: Maximum learning rate.
+        seed: Seed of the generator.
+        weight_decay: Weight decay of AdamW.
+        label: Text beside the bar.
         checkpoint: A safetensors file that is written every minute and at the end, and resumed from.
         progress: Show a bar on stderr.
 
@@ -115,7 +115,7 @@ def _save(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, fresh, metadata={"progress": json.dumps({"step": step, "running": running})})
-        os.replace(fresh, path)  # a kill leaves the old checkpoint or the new one, never half of one
+        os.replace(fresh, path)  # a kill leaves the old checkpoint or the new one, both complete
     except (OSError, SafetensorError) as error:
         raise BayesspecError(f"{path}: the checkpoint cannot be written ({error})") from error
 

@@ -1,4 +1,4 @@
-"""What a bundle's card says of it, measured on stars and epochs that no step of the training has seen."""
+"""The metrics on a bundle's card, measured on stars and epochs that were not used in training."""
 
 from __future__ import annotations
 
@@ -52,9 +52,10 @@ def generator_metrics(encoder: Encoder, generator: Generator, stars: StarLibrary
 
 @torch.no_grad()
 def noise_metrics(network: NoiseNetwork, train: NoiseLibrary, test: NoiseLibrary) -> dict[str, Any]:
-    """Log-density per pixel of unseen epochs, over the same terms for all: the flow, and simpler models.
+    """Log-density per pixel of unseen epochs for the flow and for simpler models, over the same terms.
 
-    The Gaussian and the AR(K) know no wavelength, as the flow; the per-pixel models know nothing else.
+    The Gaussian and the AR(K) do not depend on wavelength, like the flow; the per-pixel models depend only on
+    wavelength.
     """
     flow = NoiseFlow(torch.zeros(test.residual.shape[1]), network, observed=~torch.as_tensor(test.mask))
     used = flow.used.numpy()
@@ -82,10 +83,10 @@ def noise_metrics(network: NoiseNetwork, train: NoiseLibrary, test: NoiseLibrary
 def robust_noise_metrics(
     network: RobustNoiseNetwork, train: NoiseLibrary, test: NoiseLibrary
 ) -> dict[str, Any]:
-    """Log-density per pixel of unseen epochs whose ivar is known: the robust flow, and simpler models.
+    """Log-density per pixel of unseen epochs with known ivar, for the robust flow and for simpler models.
 
-    The Gaussian is the pipeline's own. The Student-t has its scale times a factor for each pixel of the grid,
-    fitted to training epochs, and the AR(K) is that of residuals whitened by the pipeline.
+    The Gaussian has the pipeline's errors. The Student-t has these errors times a factor for each pixel of
+    the grid, fitted to training epochs. The AR(K) is fitted to residuals in units of the pipeline's errors.
     """
     train, test = (side.select(np.all(side.mask | (side.ivar > 0), -1)) for side in (train, test))
     sigma, widths = (np.where(side.mask, 1.0, side.ivar.clip(1e-30)) ** -0.5 for side in (train, test))
@@ -117,7 +118,7 @@ def _gaussian(value: NDArray, spread: NDArray | float) -> NDArray:
 
 
 def _autoregression(train: NoiseLibrary, test: NoiseLibrary, order: int) -> tuple[NDArray, float]:
-    """Means of the test pixels given the `order` before them, and the width, fitted to train."""
+    """Means of the test pixels given the `order` pixels before them, and the width, fitted to train."""
 
     def windows(noise: NoiseLibrary) -> NDArray:
         return np.lib.stride_tricks.sliding_window_view(noise.residual, order, axis=-1)[:, :-1]
@@ -131,7 +132,7 @@ def _autoregression(train: NoiseLibrary, test: NoiseLibrary, order: int) -> tupl
 
 
 def _student_scale(train: NoiseLibrary) -> NDArray:
-    """Maximum-likelihood scale of every pixel's Student-t, by expectation-maximisation."""
+    """Maximum-likelihood scale of the Student-t in every pixel, by expectation-maximisation."""
     square = train.residual.astype(float) ** 2
     observed = ~train.mask
     count = np.maximum(observed.sum(0), 1)

@@ -27,11 +27,11 @@ class NoiseRecipe:
         kernel: K.
         channels: C.
         hidden: C'.
-        reach: Of the conditioner's input, in standard deviations of the noise: keeps draws from running away.
+        reach: Bound on the conditioner's input, in standard deviations; keeps draws from diverging.
         steps: Updates.
         batch_size: Exposures per update.
-        learning_rate: The largest.
-        weight_decay: Of AdamW.
+        learning_rate: Maximum learning rate.
+        weight_decay: Weight decay of AdamW.
     """
 
     kernel: int = 5
@@ -57,7 +57,7 @@ def train_noise(
     Arguments:
         noise: Training exposures.
         recipe: Sizes and steps.
-        seed: Of the weights and the batches.
+        seed: Seed of the weights and the batches.
         checkpoint: File to resume from, see `minimise`.
         progress: Show a bar on stderr.
     """

@@ -1,4 +1,4 @@
-"""What may happen to the light of a model's stars, and how much is usual: nothing here is trained."""
+"""Priors of velocity, dust and flux calibration. Nothing here is trained."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["PassageRecipe", "make_passage"]
 
 @dataclass(frozen=True)
 class PassageRecipe:
-    """Passage of light: scales of the Student-t priors, of five degrees of freedom.
+    """Velocity, dust and calibration: scales of the Student-t priors with five degrees of freedom.
 
     Arguments:
-        velocity: km/s.
-        dust: E(B-V) beyond that of the library's stars, magnitudes.
-        arms: Log ratio of the red arm's flux scale to the blue one's.
-        calibration: Log flux, of each mode.
-        modes: Legendre polynomials of the wavelength, from degree 1 on.
+        velocity: km/s, relative to the library stars.
+        dust: E(B-V) relative to the library stars, magnitudes.
+        arms: Log ratio of the red arm's flux scale to the blue arm's.
+        calibration: Log flux of each calibration mode.
+        modes: Number of Legendre polynomials of the wavelength, from degree 1.
     """
 
     velocity: float = 40.0
@@ -34,7 +34,7 @@ class PassageRecipe:
 
 
 def make_passage(grid: WavelengthGrid, recipe: PassageRecipe) -> Passage:
-    """The passage on a grid."""
+    """The `Passage` on a grid."""
     widths = recipe.velocity, recipe.dust, recipe.arms, *[recipe.calibration] * recipe.modes
     passage = Passage(grid.size, len(widths) - 1, widths, grid.to_dict())
     curves = extinction_mode(grid), arm_mode(grid), *calibration_modes(grid, recipe.modes)

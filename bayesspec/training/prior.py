@@ -19,11 +19,11 @@ from .library import StarLibrary
 __all__ = ["PriorRecipe", "fit_prior"]
 
 BANDWIDTHS = np.geomspace(0.02, 0.5, 20)
-"""Candidates for round kernels; the unit is the per-pixel rms of spectra, since G is an isometry. Real
-spectra scatter by the 2 % of a flux calibration, which grids of models do not know: hence the least."""
+"""Candidates for isotropic kernels, in units of the per-pixel rms of spectra (G is an isometry). The smallest
+is the 2 % of flux-calibration error, by which real spectra scatter but theoretical ones do not."""
 
 THICKNESSES = np.geomspace(0.0075, 0.12, 13)
-"""Candidates for kernels that lie as their neighbours do: how thick they are across."""
+"""Candidates for the isotropic part of kernels with local covariance."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class PriorRecipe:
     """Class prior.
 
     Arguments:
-        neighbours: Of how many stars of its class a kernel takes its shape; 0: all kernels are round.
-        stretch: How far it is stretched along them.
+        neighbours: Number of stars of its class that set a kernel's covariance; 0: all kernels are isotropic.
+        stretch: Factor on the standard deviations of these stars.
     """
 
     neighbours: int = 0
@@ -40,20 +40,20 @@ class PriorRecipe:
 
 
 class NeighbourDensity(BaseEstimator):
-    """A kernel density of one class, of kernels that lie as their neighbours do, as scikit-learn sees it."""
+    """A kernel density of one class, with local covariances, as a scikit-learn estimator."""
 
     def __init__(self, bandwidth: float = 0.02, neighbours: int = 40, stretch: float = 0.6) -> None:
         self.bandwidth, self.neighbours, self.stretch = bandwidth, neighbours, stretch
 
     def fit(self, X: NDArray, y: None = None) -> Self:
-        """Take latents, (N, L), for centres."""
+        """Use latents, (N, L), as centres."""
         self.density_ = LatentPrior.from_classes(
             [X], [self.bandwidth], neighbours=self.neighbours, stretch=self.stretch
         )
         return self
 
     def score(self, X: NDArray, y: None = None) -> float:
-        """Log density of latents, (N, L), all together."""
+        """Total log density of latents, (N, L)."""
         return float(self.density_.log_prob_all(torch.as_tensor(X, dtype=torch.float32)).sum())
 
 
@@ -62,15 +62,15 @@ def fit_prior(
 ) -> LatentPrior:
     """Fit p(z | C): scikit-learn chooses each class's bandwidth by cross-validation over its real stars.
 
-    A star's spectra are held out together. Theoretical spectra are kernels too, but none is held out: how
-    dense a grid of models is says nothing about how far a real star is from it.
+    A star's spectra are held out together. Theoretical spectra are kernels too, but none is held out, because
+    the spacing of a grid of models does not show how far a real star is from it.
 
     Arguments:
         z: Latents, (N, L).
-        stars: What they are latents of: class, identity and kind.
+        stars: The stars of these latents, with class, identity and kind.
         n_class: Number of classes; each needs at least two real stars.
-        model_vote: Weight of a theoretical star's kernel beside that of a real one's.
-        recipe: Shape of the kernels.
+        model_vote: Weight of a theoretical star's kernel, relative to that of a real star.
+        recipe: Covariance of the kernels.
 
     Raises:
         ValueError: if a class has fewer than two real stars.

@@ -1,4 +1,4 @@
-"""A training from tables and survey files to a bundle: the recipe, and the paper's four steps in order."""
+"""Training of a bundle from tables and survey files: the recipe, and the paper's four steps in order."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ __all__ = ["Recipe", "train"]
 T = TypeVar("T", bound="DataclassInstance")
 
 NOTE = "recipe.json"
-ANEW = "--restart (resume=False) begins anew, or choose another folder"
+ANEW = "--restart (resume=False) starts again, or choose another folder"
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Recipe:
     """One training, from tables and survey files to a bundle.
 
     Arguments:
-        name: Of the bundle.
+        name: Name of the bundle.
         grid: Wavelength grid.
-        min_snr: Training spectra of well-filled classes are above this S/N.
-        model_vote: Vote of a theoretical spectrum beside that of a real star, in training and in the class
-            prior: grids of models are dense where there is no star.
+        min_snr: S/N of training spectra, in classes that have enough of them.
+        model_vote: Weight of a theoretical star, relative to a real one, in training and in the class prior
+            (grids of models are also dense where there are no stars).
         generator: Encoder and generator.
         noise: Noise flow of the paper, for a model without residual term.
         prior: Class prior.
@@ -65,8 +65,8 @@ class Recipe:
         robust_noise: The robust noise flow.
         passage: Velocity, dust and flux calibration, of a model with a residual term.
         seed: Random seed.
-        start: A bundle, by name or folder, whose encoder and generator are trained further instead of new
-            ones: to adapt a model to another survey, or to go on. Sizes have to be the same.
+        start: A bundle, by name or folder, whose encoder and generator are trained further, to adapt a model
+            to another survey or to continue a training. Sizes have to be the same.
 
     Example:
         >>> recipe = Recipe.named("kang2021")
@@ -95,7 +95,7 @@ class Recipe:
         """The recipe of a shipped bundle.
 
         Raises:
-            BayesspecError: if there is none of that name.
+            BayesspecError: if there is no recipe of this name.
         """
         if name == "kang2021":
             return cls()
@@ -108,10 +108,10 @@ class Recipe:
 
     @classmethod
     def read(cls, path: str | Path) -> Recipe:
-        """Read a recipe from a TOML or JSON file; what it leaves out keeps its default.
+        """Read a recipe from a TOML or JSON file; missing values keep their defaults.
 
         Raises:
-            BayesspecError: if the file cannot be read, has an unknown key, or a value of another kind.
+            BayesspecError: if the file cannot be read, has an unknown key, or a value of the wrong type.
         """
         path = Path(path)
         try:
@@ -122,18 +122,18 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
-        """The inverse of `to_dict`; what is left out keeps its default."""
+        """The inverse of `to_dict`; missing values keep their defaults."""
         return _build(cls(), values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a bundle's card."""
+        """Plain values for the card of a bundle."""
         return json.loads(json.dumps(asdict(self)))
 
     def check(self) -> None:
-        """Refuse what cannot be trained, before anything is read.
+        """Check the recipe before any data are read.
 
         Raises:
-            BayesspecError: if a number is not finite or too small, or sizes do not go together.
+            BayesspecError: if a number is not finite or too small, or sizes are inconsistent.
         """
         try:
             for name, value in _leaves(self.to_dict()):
@@ -181,27 +181,27 @@ def train(
 ) -> Path:
     """Train a model on star libraries and the noise of real exposures, and save its bundle.
 
-    The four steps of the paper: encoder and generator; latents of the training stars; a kernel density of
-    them for each class; the noise flow. With a residual term the noise flow is another one, and then what
-    the generator leaves of the training stars is fitted, and at last how its discrepancy is spread, and
-    how large all of it is where nothing is seen. Stars and epochs are split by hash; the card's metrics
-    are those of the test stars and epochs, which no step has seen. Networks in training are checkpointed
-    in `out`/checkpoints.
+    The four steps of the paper are: encoder and generator; latents of the training stars; a kernel density of
+    these latents for each class; the noise flow. A model with a residual term has the robust noise flow. Then
+    the residuals of the training stars from the generator are fitted, and finally the scales of the residual
+    term and of the discrepancy are calibrated on validation stars. Stars and epochs are split by hash. The
+    card's metrics are for test stars and epochs, which no step uses. Networks in training are checkpointed in
+    `out`/checkpoints.
 
     Arguments:
         library: Tables of clean spectra, see `StarLibrary.read`.
         noise: Spec files with individual exposures, see `NoiseLibrary.from_files`.
         out: Folder of the bundle.
-        recipe: What to train, and how long.
-        resume: Go on from the checkpoints of a stopped run of the same recipe; else begin anew.
+        recipe: The recipe.
+        resume: Continue from the checkpoints of a stopped run of the same recipe; else start again.
         progress: Show bars on stderr.
 
     Returns:
         The bundle's folder.
 
     Raises:
-        BayesspecError: if the recipe's sizes do not go together, `out` holds a finished bundle, or
-            checkpoints of another recipe or other files, and if stars or nights are too few.
+        BayesspecError: if the recipe's sizes are inconsistent, `out` has a finished bundle or checkpoints of
+            another recipe or other files, or there are too few stars or nights.
         ReadError: if a table or file cannot be read.
     """
     out = Path(out)
@@ -299,14 +299,14 @@ def _train_noise(
 
 
 def _round(*networks: nn.Module) -> None:
-    """Keep three digits of every weight: as many as are of use, in half the room of a bundle."""
+    """Round weights to half precision: three digits are enough, and the bundle is half as large."""
     with torch.no_grad():
         for parameter in (parameter for network in networks for parameter in network.parameters()):
             parameter.copy_(parameter.half())
 
 
 def _origin(card: dict[str, Any]) -> dict[str, Any]:
-    """What a training went on from, and what that one did."""
+    """The bundle from which a training started, and that bundle's own training."""
     origin = {key: card.get(key) for key in ("name", "sha256", "recipe")}
     return {**origin, "start": card.get("provenance", {}).get("start")}
 
@@ -318,18 +318,18 @@ def _refuse_other_sizes(begin: StellarModel, recipe: Recipe) -> None:
         old.config == new.config for old, new in zip((begin.encoder, begin.generator), wanted, strict=True)
     )
     if not same or begin.grid != recipe.grid:
-        raise BayesspecError(f"{recipe.start}: grid, encoder or generator have other sizes than the recipe's")
+        raise BayesspecError(f"{recipe.start}: grid, encoder or generator differ in size from the recipe's")
 
 
 def _sizes(paths: Sequence[str | Path]) -> dict[str, int]:
-    """Bytes of each file, by name; what is missing is told of when it is read."""
+    """Size of each file in bytes, by name; missing files cause an error when they are read."""
     return {Path(path).name: Path(path).stat().st_size for path in paths if Path(path).is_file()}
 
 
 def _refuse_others(folder: Path, note: dict[str, Any]) -> None:
-    """Checkpoints go on only with the recipe and the files that they were made with."""
+    """Refuse checkpoints that were made with another recipe or other files."""
     if not any(folder.glob("*.safetensors")):
-        return  # a run that ended before it had any leaves nothing that could be mixed up
+        return  # a run that ended before its first checkpoint
     try:
         old = dict(_leaves(json.loads((folder / NOTE).read_text())))
     except (OSError, ValueError) as error:
@@ -344,7 +344,7 @@ def _refuse_others(folder: Path, note: dict[str, Any]) -> None:
 
 
 def _begin(folder: Path, note: dict[str, Any], resume: bool) -> None:
-    """Make the folder of the checkpoints, and say there what they are of."""
+    """Make the folder of the checkpoints, with a note of recipe and files."""
     try:
         if not resume and folder.exists():
             shutil.rmtree(folder)
@@ -357,7 +357,7 @@ def _begin(folder: Path, note: dict[str, Any], resume: bool) -> None:
 
 
 def _leaves(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The numbers and words of nested values, by their path: `generator.channels.0`."""
+    """The leaves of nested values, by their path: `generator.channels.0`."""
     if isinstance(values, Mapping | list):
         items = values.items() if isinstance(values, Mapping) else enumerate(values)
         for key, value in items:
@@ -386,7 +386,7 @@ def _build(default: T, values: dict[str, Any]) -> T:
 
 
 def _like(default: Any, value: Any, name: str) -> Any:
-    """The value, if it is of the default's kind; whole numbers are numbers, true and false are not."""
+    """The value, if it has the type of the default; integers count as numbers, booleans do not."""
     kind = type(default)
     if type(value) is int and kind is float:
         return float(value)

@@ -1,4 +1,4 @@
-"""Step two and a half: what the generator leaves of clean spectra, as patterns, sizes and a discrepancy."""
+"""Between steps two and three: fit patterns, covariances and discrepancy to residuals of clean spectra."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from .library import CLASSES, StarLibrary
 __all__ = ["ResidualRecipe", "fit_residual"]
 
 OTHERS = 0.1
-"""Vote of a star of another class beside that of one of the anchor's own."""
+"""Weight of a star of another class than the anchor's, relative to one of the same class."""
 
 WIDER, MOST = 4, 4.0
-"""An anchor's variances are drawn to those of so many times as many neighbours, though never to more than so
-many times as large ones; its covariances to zero."""
+"""Shrinkage at an anchor: its covariances are shrunk towards zero, its variances towards their mean with
+those of WIDER times as many neighbours, but at most towards MOST times their own value."""
 
 RIDGE = 3.0
-"""Neighbours that the slopes of an anchor's mean count for nothing against."""
+"""Ridge on the slopes of an anchor's mean, as a number of neighbours."""
 
 CLOSE = 0.5
-"""Anchors share a star between them up to this share, squared, of an anchor's reach."""
+"""Squared width of the interpolation weights, in units of the median squared width of the neighbourhoods."""
 
 SMOOTH, SMOOTH_ALL = 41, 9
-"""Pixels over which an anchor's discrepancy is averaged, and that of all stars."""
+"""Pixels over which the discrepancy is averaged, for an anchor and for all stars."""
 
 NOISY = 0.1
-"""Noise of a pixel, in mean flux, above which it has no say in the discrepancy."""
+"""Noise of a pixel, in mean flux, above which it is not used to measure the discrepancy."""
 
 LEAST_VARIANCE = 1e-6
-"""Of the discrepancy: a thousandth of the mean flux."""
+"""Minimum variance of the discrepancy: (a thousandth of the mean flux) squared."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class ResidualRecipe:
         patterns: P.
         components: R.
         anchors: J.
-        neighbours: Stars, in effect, that speak for an anchor.
-        shrinkage: Neighbours that an anchor's covariances count for nothing against.
+        neighbours: Effective number of stars to which an anchor is fitted.
+        shrinkage: Strength of the shrinkage of an anchor's covariances, as a number of neighbours.
         bands: Knots of an anchor's discrepancy along the spectrum.
-        balance: 1 lets every class speak equally, 0 every star.
+        balance: 1 gives every class the same weight, 0 every star.
     """
 
     patterns: int = 192
@@ -90,26 +90,26 @@ def fit_residual(
 ) -> tuple[ResidualTerm, Tensor]:
     """Fit B, m(z), Lambda(z) and tau(z) to the residuals of training stars.
 
-    B has the principal components of the residuals, each star brought to about the same size. Anchors are the
-    centres of clusters of latents. Around each, the mean of the patterns' coefficients is a linear function
-    of z, and their covariance is of what it leaves, both of its neighbours, nearer ones weighing more. What
-    the R largest directions leave is in tau. G has seen
-    its training stars, so it leaves less of them than of others: residuals are inflated, class by class, by
-    what the `unseen` stars of the validation side ask for, and fitted again.
+    B has the principal components of the residuals, with all stars scaled to about the same amplitude.
+    Anchors are the centres of clusters of latents. At each anchor the coefficients of the patterns are
+    regressed linearly on z over its neighbours, with larger weights for nearer ones; their covariance is that
+    of the regression residuals. The variance beyond its R largest directions goes into tau. G was fitted to
+    its training stars, so their residuals are smaller than those of other stars. They are scaled up, class by
+    class, to match the `unseen` validation stars, and the anchors are fitted again.
 
     Arguments:
         generator: G, trained.
-        encoder: E, trained; where latents begin.
+        encoder: E, trained, for first guesses of the latents.
         train: Clean training stars.
-        unseen: Clean stars of the validation side.
+        unseen: Clean validation stars.
         recipe: Sizes.
-        reference: How noise goes with wavelength where a spectrum has no errors, (D,).
-        seed: Of the anchors.
-        model_vote: Vote of a theoretical star beside that of a real one.
-        passage: What happens to the light of these stars, too, on its way; none of it is a residual.
+        reference: Dependence of the noise on wavelength for spectra without errors, (D,).
+        seed: Seed of the patterns and anchors.
+        model_vote: Weight of a theoretical star; a real one has weight 1.
+        passage: Velocity, dust and calibration, fitted for each star so that they are not in the residuals.
 
     Returns:
-        The residual term, and the latents of the training stars that fit best, (N, L).
+        The residual term, and the best-fitting latents of the training stars, (N, L).
 
     Raises:
         BayesspecError: as `anchor_counts`.
@@ -147,7 +147,7 @@ def fit_residual(
 
 
 def _patterns(residuals: Residuals, weights: NDArray, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Orthonormal patterns, (R, D), of residuals brought to about one size, and how large each is at most."""
+    """Orthonormal patterns, (P, D), of residuals scaled to similar amplitude; rms coefficients, (P,)."""
     size = residuals.flux.square().mean(-1, keepdim=True).sqrt()
     even = (residuals.flux / (size + FLOOR / 3)).numpy() * np.sqrt(weights * len(weights))[:, None]
     found = TruncatedSVD(count, n_iter=7, random_state=seed).fit(even)
@@ -157,10 +157,11 @@ def _patterns(residuals: Residuals, weights: NDArray, count: int, seed: int) -> 
 
 
 def anchor_counts(stars: StarLibrary, recipe: ResidualRecipe, model_vote: float = 1.0) -> dict[int, int]:
-    """How many anchors each class has, by its share: two or more.
+    """Number of anchors of each class, by its weight: two or more if there are enough anchors.
 
     Raises:
-        BayesspecError: if stars are too few for so many anchors or patterns, or anchors for the classes.
+        BayesspecError: if there are too few stars for the anchors or patterns, or too few anchors for the
+            classes.
     """
     weights = torch.as_tensor(stars.sampling_weights(recipe.balance, model_vote)).float()
     classes, spectra = np.unique(stars.klass, return_counts=True)
@@ -183,7 +184,7 @@ def anchor_counts(stars: StarLibrary, recipe: ResidualRecipe, model_vote: float 
 def _anchors(
     z: Tensor, klass: NDArray, weights: Tensor, counts: dict[int, int], seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Places of the anchors, (J, L), and their classes, (J,)."""
+    """Positions of the anchors, (J, L), and their classes, (J,)."""
     places = []
     for c, clusters in counts.items():
         own = klass == c
@@ -196,7 +197,7 @@ def _anchors(
 def _fit_anchors(
     term: ResidualTerm, residuals: Residuals, sizes: Tensor, weights: Tensor, recipe: ResidualRecipe
 ) -> None:
-    """Give the term's anchors what the residuals around them have: mean, covariance, discrepancy."""
+    """Fit mean, covariance and discrepancy at the anchors to the residuals around them."""
     basis = term.basis.float()
     coefficients = _coefficients(residuals, basis, sizes)
     say, count, reach = _neighbours(residuals.z, term.anchors, weights, recipe.neighbours)
@@ -220,8 +221,8 @@ def _fit_anchors(
     term.slope.copy_(slope)
     term.factor.copy_(_aligned(factor, covariance))
 
-    # What no pattern has, and what the R largest directions leave of the patterns. The noise of a pixel that
-    # has hardly any light would outweigh what all other stars say of e there.
+    # The variance in no pattern, and that beyond the R largest directions of the patterns. A pixel with
+    # hardly any light has so much noise that it would dominate the estimate of e there.
     observed = (~residuals.mask & (residuals.variance < NOISY**2)).float()
     beneath = torch.where(residuals.mask, 0.0, residuals.flux - coefficients @ basis)
     power = (beneath.square() - residuals.variance) * observed
@@ -238,14 +239,14 @@ def _fit_anchors(
 def _local_moments(
     away: Tensor, say: Tensor, far: Tensor, trust: Tensor, ridge: Tensor, coefficients: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What coefficients (N, P) are around an anchor: mean there, (P,), slopes, (L, P), covariance, (P, P).
+    """Mean (P,), slopes (L, P) and covariance (P, P) of coefficients around an anchor.
 
     Arguments:
-        away: Where the stars are, as the term sees it, (N, L).
-        say: How much each has to say, (N,), of sum 1.
-        far: The same of more distant ones too.
-        trust: Share of the covariances, and of the variances, that is not from there.
-        ridge: Of the slopes, relative to the scatter of the neighbours.
+        away: Offsets of the stars from the anchor, `ResidualTerm.away`, (N, L).
+        say: Weights of the stars, (N,), with sum 1.
+        far: The same for a wider neighbourhood.
+        trust: Weight of the local covariance; the rest is the value to which it is shrunk.
+        ridge: Ridge of the slopes, relative to the scatter of the neighbours.
         coefficients: (N, P).
     """
     middle, average = say @ away, say @ coefficients
@@ -263,7 +264,7 @@ def _local_moments(
 
 
 def _coefficients(residuals: Residuals, basis: Tensor, sizes: Tensor) -> Tensor:
-    """What each star has of the patterns, (N, P): least squares, a little ridged for what is masked."""
+    """Coefficients of the patterns, (N, P), by least squares with a small ridge for masked pixels."""
     parts = []
     for flux, variance, mask in zip(
         *(part.split(64) for part in (residuals.flux, residuals.variance, residuals.mask)), strict=True
@@ -276,9 +277,9 @@ def _coefficients(residuals: Residuals, basis: Tensor, sizes: Tensor) -> Tensor:
 
 
 def _neighbours(z: Tensor, anchors: Tensor, weights: Tensor, count: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The say of each star for each anchor, (J, N), rows of sum 1; its effective number; its squared reach.
+    """Weights of the stars for each anchor, (J, N), with sum 1; effective numbers and squared widths, (J,).
 
-    Gaussian in the distance, as wide for each anchor as so many stars need.
+    The weights are Gaussian in the distance, with the width at which `count` stars are effective.
     """
     square = (anchors[:, None] - z).square().sum(-1)
     nearest = square.amin(-1, keepdim=True)
@@ -292,7 +293,7 @@ def _neighbours(z: Tensor, anchors: Tensor, weights: Tensor, count: float) -> tu
 
 
 def _aligned(factors: Tensor, covariances: Tensor) -> Tensor:
-    """Factors (J, P, R) turned to be as alike as they can: what lies between two is then between them."""
+    """Factors (J, P, R), rotated to be as similar as possible, so that they can be interpolated."""
     share = covariances / covariances.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
     values, vectors = torch.linalg.eigh(share.mean(0))
     common = (vectors * values.clamp_min(0).sqrt())[:, -factors.shape[-1] :]

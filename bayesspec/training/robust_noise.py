@@ -1,4 +1,4 @@
-"""The noise of the default model: the robust flow, trained on real exposures that are also disturbed."""
+"""The noise of the default model: the robust flow, trained on real and on perturbed exposures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .loop import minimise
 
 __all__ = ["RobustNoiseRecipe", "noise_widths", "train_robust_noise"]
 
-# Outliers are up to this many standard deviations, from 5, evenly in the logarithm.
+# Outliers are log-uniform from 5 to this many standard deviations.
 _WIDEST = 50.0
 
 
@@ -29,26 +29,26 @@ _WIDEST = 50.0
 class RobustNoiseRecipe:
     """Robust noise flow.
 
-    What real exposures show too rarely is added to them: the network has to say honestly how a pixel is
-    distributed when some before it are missing, when the discrepancy blurs them, when the pipeline's
-    variance is wrong by a factor or not there, and after a cosmic ray.
+    Effects that are too rare in real exposures are added to them. The network has to predict the correct
+    distribution of a pixel if some pixels before it are missing, contain discrepancy, or were hit by a cosmic
+    ray, and if the pipeline's variance is wrong by a factor or missing.
 
     Arguments:
         kernel: K.
-        channels: Of the convolution.
-        hidden: Hidden units of a pixel after it.
-        components: M, of the base.
-        reach: Of the conditioner's input, in standard deviations of the noise.
-        masked: Share of the exposures in which pixels, runs of pixels or an arm are removed.
-        blurred: Share of the batches with a discrepancy.
-        foreign: Share of the exposures made those of another pipeline: its variance is wrong by a factor, and
-            by another in sky lines, or is not there and the reference stands for it; neighbouring pixels are
-            correlated, and the sky's level is left in.
-        outliers: Share of the pixels that are made outliers.
+        channels: Channels of the convolution.
+        hidden: Hidden units of each pixel after it.
+        components: M, the number of components of the base.
+        reach: Bound on the conditioner's input, in standard deviations of the noise.
+        masked: Fraction of the exposures in which pixels, runs of pixels or an arm are removed.
+        blurred: Fraction of the batches with a discrepancy.
+        foreign: Fraction of the exposures that imitate another pipeline. Its variance is wrong by a factor,
+            and by a different one in sky lines, or missing and replaced by the reference; neighbouring pixels
+            are correlated, and some sky level is left in.
+        outliers: Fraction of the pixels that are made outliers.
         steps: Updates.
         batch_size: Exposures per update.
-        learning_rate: The largest.
-        weight_decay: Of AdamW.
+        learning_rate: Maximum learning rate.
+        weight_decay: Weight decay of AdamW.
     """
 
     kernel: int = 5
@@ -77,10 +77,10 @@ def train_robust_noise(
     """Maximise the log-density per observed pixel of the training exposures.
 
     Arguments:
-        noise: Training exposures. Where an exposure has no pipeline variance at all, the reference scaled to
-            its own scatter stands for it; a pixel without one in an exposure that has it is left out.
-        recipe: Sizes, disturbances and steps.
-        seed: Of the weights, the batches and the disturbances.
+        noise: Training exposures. An exposure without any pipeline variance gets the reference, scaled to its
+            own scatter. In other exposures, pixels without variance are left out.
+        recipe: Sizes, perturbations and steps.
+        seed: Seed of the weights, the batches and the perturbations.
         checkpoint: File to resume from, see `minimise`.
         progress: Show a bar on stderr.
     """
@@ -129,10 +129,10 @@ def train_robust_noise(
 def noise_widths(
     noise: NoiseLibrary,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Standard deviations (N, D), NaN where none; the exposures' levels (N,), and their common shape (D,).
+    """Standard deviations (N, D), NaN if unknown; levels of the exposures (N,); wavelength dependence (D,).
 
-    The shape, at median 1, is that of the pipeline's standard deviations where an exposure has them, and of
-    the residuals' absolute deviations where it has none.
+    The wavelength dependence has median 1. It is that of the pipeline's standard deviations, or of absolute
+    residuals for exposures without them.
     """
     observed = ~noise.mask
     known = observed & (noise.ivar > 0)
@@ -143,7 +143,7 @@ def noise_widths(
     seen = np.where(known, widths, scatter)
 
     reference = np.ones(noise.residual.shape[1])
-    for _ in range(2):  # the second time, exposures that cover different pixels have one level
+    for _ in range(2):  # twice, so that exposures with different pixels get consistent levels
         level = np.nanmedian(seen / reference, axis=1)
         reference = _filled(seen / level[:, None])
     reference /= np.median(reference)
@@ -154,7 +154,7 @@ def noise_widths(
 
 
 def _filled(values: NDArray) -> NDArray:
-    # Median over the exposures; pixels that none has are interpolated.
+    # Median over the exposures; pixels that no exposure has are interpolated.
     some = np.isfinite(values).any(0)
     pixel = np.arange(values.shape[1])
     return np.interp(pixel, pixel[some], np.nanmedian(values[:, some], axis=0))
@@ -173,7 +173,7 @@ class _Exposures:
     def disturbed(
         self, rows: Tensor, recipe: RobustNoiseRecipe, rng: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Residual, noise_std, discrepancy and observed of some exposures, each (B, D), disturbed."""
+        """Residual, noise_std, discrepancy and observed of some exposures, each (B, D), perturbed."""
         value, noise_std = self.residual[rows], self.noise_std[rows]
 
         def uniform(*shape: int) -> Tensor:
@@ -210,19 +210,19 @@ class _Exposures:
         factor, lines, level = torch.randn((3, len(rows), 1), generator=rng)
         shared, without = torch.rand((2, len(rows), 1), generator=rng)
 
-        # Resampling, and what is left of the sky: a correlation of up to 0.5, a level of 0.3 deviations.
+        # Resampling and sky residuals: a correlation of up to 0.5, a level of 0.3 standard deviations.
         t = torch.where(self.observed[rows], value / noise_std, 0.0)
         shared = 0.3 * shared
         t = (t + shared * (t.roll(1, -1) + t.roll(-1, -1))) / (1 + 2 * shared.square()).sqrt()
         value = (t + 0.3 * level) * noise_std
 
-        # The pipeline of BOSS doubles the noise in strong sky lines, others understate it.
+        # The BOSS pipeline doubles the errors in strong sky lines, others underestimate them.
         wrong = torch.exp(0.2 * factor + (0.5 * lines - 0.7) * self.contrast[rows])
         return value, wrong * torch.where(without < 0.2, self.typical[rows], noise_std)
 
     @staticmethod
     def _removed(rows: int, pixels: int, rng: torch.Generator) -> Tensor:
-        # Single pixels, up to a twentieth; a run of up to an eighth of the spectrum; in a fifth, an arm.
+        # Up to a twentieth of the pixels; a run of up to an eighth of the spectrum; in a fifth, an arm.
         share, length, start, cut, side, arm = torch.rand((6, rows, 1), generator=rng)
         pixel = torch.arange(pixels)
         single = torch.rand((rows, pixels), generator=rng) < 0.05 * share

@@ -1,4 +1,4 @@
-"""The last step: how e is spread beneath what is found of unseen stars with noise of other nights."""
+"""The last step: calibration of the discrepancy on validation stars with noise of validation nights."""
 
 from __future__ import annotations
 
@@ -23,40 +23,40 @@ from .simulation import NoisyStars, choose_sides, high_snr, simulate
 __all__ = ["fit_discrepancy", "most_probable_shares"]
 
 SNR = 100.0
-"""Of the spectra: so much light that what is found of a star beside e is hardly uncertain."""
+"""S/N of the spectra: high enough that only e is uncertain."""
 
 PER_CLASS = 16
-"""Stars of each class."""
+"""Maximum number of stars of each class."""
 
 TYPICAL = 6.0
-"""Stars of a class that those of all classes count as, where the class's own shares are counted."""
+"""Prior weight of all classes against one class, as a number of stars."""
 
 LEAST_SHARES = 1e-3, 1e-3, 1e-3, 1e-3, 3e-5
-"""Of pixels whose discrepancy is each of `WIDTHS` as large as usual."""
+"""Minimum mixture weight of each of `WIDTHS`."""
 
 ROUNDS = 2
-"""Fits of these stars, each with what the one before has found."""
+"""Number of iterations of fit and calibration."""
 
 SMOOTH = 9
-"""Pixels over which shares are averaged."""
+"""Pixels over which mixture weights are averaged."""
 
 
 @torch.no_grad()
 def fit_discrepancy(
     model: StellarModel, stars: StarLibrary, noise: NoiseLibrary, *, seed: int, progress: bool = False
 ) -> None:
-    """Bring the residual term to the sizes that unseen stars have: of w, of e, and shares of its widths.
+    """Calibrate the scales of w and e, and the mixture weights of the widths of e, on validation stars.
 
-    Unseen stars are given the noise of unseen nights and denoised. The size that is found in them on average
-    is made the usual one. What is then left of the truth is e, in units of tau as the likelihood finds it:
-    tau is made the size of most of it, and shares, for every class and pixel, are what makes it most
-    probable. Since all of these bear on what is found, this is done `ROUNDS` times.
+    Noise of validation nights is added to the stars, and they are denoised. The mean amplitude found in a
+    class becomes its usual one. The difference between the truth and the most probable spectrum is then e:
+    tau becomes its robust scale, and the mixture weights are those of maximum likelihood for every class and
+    pixel. These steps depend on each other, so they are done `ROUNDS` times.
 
     Arguments:
-        model: The model, all else of it fitted.
-        stars: Clean stars; those of the validation side count.
-        noise: Noise of exposures; those of the validation side count.
-        seed: Of which noise each star is given.
+        model: The model, otherwise completely fitted.
+        stars: Clean stars, of which the validation side is used.
+        noise: Noise of exposures, of which the validation side is used.
+        seed: Seed of the choice of noise for each star.
         progress: Show a bar on stderr.
 
     Raises:
@@ -81,14 +81,14 @@ def fit_discrepancy(
 
 
 class _Left(NamedTuple):
-    """What the most probable spectra leave of N truths."""
+    """Difference between N truths and the most probable spectra."""
 
     square: Tensor
-    """Squares in units of tau at the size that was found, (N, D)."""
+    """Squared difference in units of S tau, with the fitted S, (N, D)."""
     observed: Tensor
-    """1 where that is known, else 0, (N, D)."""
+    """1 where it is known, else 0, (N, D)."""
     log_size: Tensor
-    """Mean log size of the residuals, (N,)."""
+    """Mean log amplitude of the residuals, (N,)."""
 
 
 def _left(model: StellarModel, data: NoisyStars, progress: bool) -> _Left:
@@ -105,7 +105,7 @@ def _left(model: StellarModel, data: NoisyStars, progress: bool) -> _Left:
 
 
 def _usual_sizes(log_size: Tensor, klass: NDArray[np.int64], classes: int) -> Tensor:
-    """Mean log size of the stars of every class, drawn to that of all classes, (classes,)."""
+    """Mean log amplitude of the stars of every class, shrunk towards that of all classes, (classes,)."""
     means = {int(c): log_size[klass == c].mean() for c in np.unique(klass)}
     every = torch.stack(list(means.values())).mean()
     sizes = every.repeat(classes)
@@ -122,16 +122,16 @@ def most_probable_shares(
     count: float = 0.0,
     iterations: int = 30,
 ) -> Tensor:
-    """Shares of `WIDTHS`, (K, D), that make squares of e in units of tau most probable.
+    """Maximum-likelihood mixture weights of `WIDTHS`, (K, D), for squares of e in units of tau.
 
-    By expectation-maximisation; none is less than it may be, however few spectra there are.
+    By expectation-maximisation, with the lower limits `LEAST_SHARES`.
 
     Arguments:
         square: (N, D).
         observed: 1 where known, else 0, (N, D).
-        before: Shares that are expected, (K, D).
-        count: How many spectra these are worth.
-        iterations: Of expectation and maximisation.
+        before: Prior weights, (K, D).
+        count: Number of spectra that the prior is worth.
+        iterations: Number of iterations.
 
     Example:
         >>> square = torch.randn(500, 64, generator=torch.Generator().manual_seed(0)).square()

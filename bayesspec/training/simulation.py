@@ -1,4 +1,4 @@
-"""Stars whose truth is known, with the noise of real exposures, and what more is done to them."""
+"""Stars with known truth, with the noise of real exposures and other perturbations."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from .library import CLASSES, StarLibrary
 __all__ = ["Exposures", "NoisyStars", "Truth", "choose_sides", "choose_stars", "simulate"]
 
 CLEAN_SNR = 60.0
-"""S/N of the spectra that are taken for the truth."""
+"""Minimum S/N of the spectra that are used as the truth."""
 
 PAPER_SIZE = 2048
-"""Pixels of the paper's grid, which widths of gaps are given in."""
+"""Pixels of the paper's grid, in which widths of gaps are given."""
 
 KINDS = ("observed", "stack", "model")
-"""Real stars come before models."""
+"""Kinds of star in order of preference."""
 
 
 class Truth(NamedTuple):
@@ -41,8 +41,8 @@ class Truth(NamedTuple):
 class Exposures(NamedTuple):
     """E noisy exposures of it: flux, ivar and mask, each (E, D), and the E nights of their noise.
 
-    `truth` is the star if it is another than the library's, since it moves; `factor`, (D,), what dust and
-    flux calibration make of it: its light times this is what is to be found.
+    `truth` is the star if it differs from the library's, because it moves. `factor`, (D,), is the effect of
+    dust and flux calibration: the spectrum to recover is the star times this factor.
     """
 
     flux: NDArray
@@ -61,28 +61,28 @@ Condition = dict[str, float | str]
 Expose = Callable[[int], Exposures]
 Noisy = tuple[Exposures, Condition]
 Corrupt = Callable[[Truth, Expose, np.random.Generator, WavelengthGrid], Iterator[Noisy]]
-"""From a star, and a way to expose it, to what is observed of it under each condition in turn."""
+"""Takes a star and a function that exposes it; yields the observations for each condition in turn."""
 
 
 @dataclass(frozen=True, eq=False)
 class NoisyStars:
-    """N spectra whose truth is known, of up to E exposures each.
+    """N spectra with known truth, with up to E exposures each.
 
     Arguments:
-        name: What was done to them, in a word.
+        name: Name of the set, for what was done to the stars.
         grid: Wavelength grid.
         truth: Clean spectra at mean |flux| = 1 over their pixels, (N, D), 0 where masked.
-        truth_ivar: Their own inverse variance, (N, D), 0 where masked or not to be believed.
-        truth_mask: True = the clean spectrum has no such pixel, (N, D).
+        truth_ivar: Their own inverse variance, (N, D), 0 where masked or not plausible.
+        truth_mask: True where the clean spectrum has no data, (N, D).
         klass: (N,), index into `CLASSES`.
         star: (N,), identity of the star.
         kind: (N,), observed, stack or model.
-        flux: What is given to a method, (N, E, D), in the truth's unit, 0 where masked.
+        flux: Input of the methods, (N, E, D), in the truth's unit, 0 where masked.
         ivar: (N, E, D), the pipeline's, 0 where masked or unknown.
-        mask: (N, E, D), True = bad; throughout for exposures that a star does not have.
+        mask: (N, E, D), True = bad; all True for exposures that a star does not have.
         epoch: (N, E), the night of each exposure's noise, "" where there is none.
-        scale_known: (N,), whether a method may be told that the truth's mean |flux| is 1.
-        condition: What was done to each spectrum, by name, each (N,).
+        scale_known: (N,), whether methods are told that the truth's mean |flux| is 1.
+        condition: Conditions of each spectrum by name, each (N,).
     """
 
     name: str
@@ -109,7 +109,7 @@ class NoisyStars:
         return replace(self, **arrays, condition={k: v[rows] for k, v in self.condition.items()})
 
     def observations(self) -> list[Observation]:
-        """What `denoise` is given; the scale is told where it is known, as in the paper."""
+        """The input of `denoise`; it has the scale where that is known, as in the paper."""
         stars = []
         for n, (flux, ivar, mask) in enumerate(zip(self.flux, self.ivar, self.mask, strict=True)):
             real = ~mask.all(-1)
@@ -127,10 +127,10 @@ class NoisyStars:
         return stars
 
     def single(self) -> tuple[Rebinned, NDArray[np.float64]]:
-        """One spectrum a star, for methods that take no exposures: flux, ivar, mask, each (N, D), and units.
+        """One spectrum per star, for methods that take only one: flux, ivar, mask, each (N, D), and units.
 
-        Exposures are averaged by inverse variance, or plainly where that is unknown. The flux is divided by
-        the unit (N,): 1 where the scale is known, else the mean flux of the observed pixels.
+        Exposures are averaged by inverse variance, or with equal weights if it is unknown. The flux is
+        divided by the unit (N,): 1 if the scale is known, else the mean flux of the observed pixels.
         """
         flux, ivar, mask = mean_exposure(self.flux.astype(float), self.ivar.astype(float), self.mask)
         unit = np.where(self.scale_known, 1.0, flux_unit(flux, mask))
@@ -146,7 +146,7 @@ class NoisyStars:
         return digest.hexdigest()
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Different stars by class and kind."""
+        """Number of different stars by class and kind."""
         _, first = np.unique(self.star, return_index=True)
         return {
             name: {k: int((self.kind[first][self.klass[first] == c] == k).sum()) for k in KINDS}
@@ -155,10 +155,10 @@ class NoisyStars:
 
 
 def choose_stars(library: StarLibrary, per_class: int, side: str = "test") -> StarLibrary:
-    """Clean stars of a side of the split, one spectrum each and at most `per_class` of a class.
+    """Clean stars of a side of the split, with one spectrum each and at most `per_class` of a class.
 
-    Of a star's spectra it is the one that covers most; others would add spectra but no independent star. Real
-    stars come before models, and complete spectra before others.
+    The spectrum of a star is the one that covers most of the grid; more would not add independent stars. Real
+    stars are chosen before models, and complete spectra before others.
     """
     clean = library.clean(CLEAN_SNR).split(side)
     coverage = (~clean.mask).mean(-1)
@@ -199,19 +199,18 @@ def simulate(
     seed: int,
     tell_scale: bool = True,
 ) -> NoisyStars:
-    """Give clean stars the noise of exposures, and do to them what `corrupt` does.
+    """Add the noise of exposures to clean stars, and the perturbations of `corrupt`.
 
-    The random numbers of a spectrum depend on the seed, the name and the star alone: other stars change
-    nothing.
+    The random numbers of a spectrum depend only on the seed, the name and the star, not on the other stars.
 
     Arguments:
-        name: Of the set.
-        corrupt: What is done to each star.
+        name: Name of the set.
+        corrupt: Perturbs each star.
         stars: Clean stars on the grid.
         noise: Noise on the grid.
-        grid: Of both.
+        grid: Grid of both.
         seed: Random seed.
-        tell_scale: Whether a method is told the scale of complete spectra, as in the paper.
+        tell_scale: Whether methods are told the scale of complete spectra, as in the paper.
     """
     rows, parts, conditions = [], [], []
     for n, star in enumerate(stars.star):
@@ -265,7 +264,7 @@ def simulate(
 def interval(
     truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, widths: tuple[int, int]
 ) -> Iterator[Noisy]:
-    """Without a piece of the spectrum whose width is drawn, least and most of it in pixels of the paper."""
+    """Remove an interval with a random width between two limits, in pixels of the paper's grid."""
     exposure = expose(1)
     low, high = (in_pixels(width, grid) for width in widths)
     width = int(rng.integers(low, high + 1))
@@ -276,7 +275,7 @@ def interval(
 def high_snr(
     truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, levels: tuple[float, ...]
 ) -> Iterator[Noisy]:
-    """With less of its noise, to have each S/N in turn."""
+    """Scale the noise down to each S/N in turn."""
     exposure = expose(1)
     now = 1 / np.median(sigma(exposure, truth)[~exposure.mask[0]])
     for target in levels:
@@ -289,7 +288,7 @@ def high_snr(
 
 
 def one_arm(truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid) -> Iterator[Noisy]:
-    """Without the red arm, and without the blue one."""
+    """Remove the red arm, and then the blue one instead."""
     exposure = expose(1)
     blue = grid.wavelength <= BORDER
     for arm, removed in (("blue", ~blue), ("red", blue)):
@@ -297,24 +296,24 @@ def one_arm(truth: Truth, expose: Expose, rng: np.random.Generator, grid: Wavele
 
 
 def sigma(exposure: Exposures, truth: Truth) -> NDArray[np.float64]:
-    """Standard deviation of an exposure's noise, (D,): the pipeline's, or one for all pixels by the bulk."""
+    """Standard deviation of an exposure's noise, (D,): the pipeline's, or one robust value for all pixels."""
     seen = ~exposure.mask[0]
     bulk = 1.4826 * np.median(np.abs((exposure.flux[0] - truth.flux)[seen]))
     return np.where(exposure.ivar[0] > 0, np.sqrt(variance(exposure.ivar[0])), bulk)
 
 
 def variance(ivar: NDArray) -> NDArray[np.float64]:
-    """1 over an inverse variance, and 0 of none."""
+    """1 / ivar, and 0 where it is 0."""
     return np.divide(1.0, ivar, out=np.zeros(ivar.shape), where=ivar > 0)
 
 
 def in_pixels(width: int, grid: WavelengthGrid) -> int:
-    """A width of the paper's grid in pixels of another."""
+    """A width in pixels of the paper's grid, converted to pixels of another grid."""
     return max(1, round(width * grid.size / PAPER_SIZE))
 
 
 def between(grid: WavelengthGrid, first: int, last: int) -> NDArray[np.bool_]:
-    """True for pixels from the first to before the last, (D,)."""
+    """True for pixels from `first` to `last` - 1, (D,)."""
     pixel = np.arange(grid.size)
     return (pixel >= first) & (pixel < last)
 

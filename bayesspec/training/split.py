@@ -1,4 +1,4 @@
-"""Who is trained on: a split by star (or epoch) that needs no list and never changes."""
+"""The split into training, validation and test data, by a hash of star or epoch: it never changes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def split_by_hash(
 ) -> NDArray[np.str_]:
     """Assign each identity to train, validation or test by its SHA-256, never by its row.
 
-    The same star is on the same side in every table, on every machine, in every order.
+    A star is on the same side in every table, on every machine, and in any order.
 
     Arguments:
         identities: Star names, or epoch names (plate-mjd).
-        validation: Share of the identities that choose among trainings.
-        test: Share of the identities that are only measured on.
-        salt: Another word gives another split.
+        validation: Fraction of the identities for validation, i.e. for choices in training.
+        test: Fraction of the identities that are used only for measurements.
+        salt: A different text gives a different split.
 
     Example:
         >>> [str(side) for side in split_by_hash(["HD 1", "HD 2", "HD 1"])]
@@ -50,15 +50,15 @@ def near_duplicates(
     distance: float,
     among: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.str_]:
-    """Give spectra that are nearly the same one identity, so that no split can separate them.
+    """Give nearly identical spectra the same identity, so that no split can separate them.
 
-    Template libraries repeat each other: a newer version holds most of an older one's under new names.
+    Template libraries repeat each other: a newer version has most of the older spectra under new names.
 
     Arguments:
         identities: Names of the stars, (N,).
         flux: Spectra at mean |flux| = 1, (N, D).
         mask: True = bad, (N, D).
-        distance: Per-pixel rms below which two spectra are one star.
+        distance: Per-pixel rms difference below which two spectra are one star.
         among: Rows to compare, (N,); the others keep their names.
 
     Returns:

@@ -238,7 +238,7 @@ def test_a_note_that_cannot_be_read_is_said(survey, bundle, tmp_path):
 def test_a_start_of_other_sizes_is_refused(bundle, tmp_path):
     """Before anything is read."""
     recipe = changed(TINY, {"start": str(bundle), "generator": {"hidden": 17}})
-    with pytest.raises(BayesspecError, match="other sizes than the recipe's"):
+    with pytest.raises(BayesspecError, match="differ in size from the recipe's"):
         train([tmp_path / "none.fits"], [tmp_path / "none"], tmp_path / "out", recipe)
 
 
