@@ -92,7 +92,7 @@ def print_status(found: Mapping[str, Any]) -> None:
         "last change": f"{duration(found['updated'])} ago",
     }
     if found["rate"]:
-        facts |= {"rate": f"{found['rate']:.3g} a second", "time left": duration(found["left"])}
+        facts |= {"rate": f"{found['rate']:.3g} per second", "time left": duration(found["left"])}
     print_table(["what", "value"], facts.items())
 
 

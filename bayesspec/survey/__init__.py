@@ -1,1 +1,1 @@
-"""Any number of spectra: in a stream, over processes or a cluster, stopped at any time and gone on with."""
+"""Any number of spectra: in a stream, with processes or a cluster, in runs that can stop and continue."""

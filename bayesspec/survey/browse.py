@@ -1,4 +1,4 @@
-"""A run that is over, or has paused, looked at: its catalogue by columns, and spectra of single stars."""
+"""Access to a finished or stopped run: its catalogue by columns, and spectra of single stars."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Browser", "open_run"]
 
 
 class Browser:
-    """The catalogue of a run of parts: a column, or some rows, in memory at a time.
+    """The catalogue of a run with parts, with one column or some rows in memory at a time.
 
     Arguments:
         root: The output folder.
@@ -42,19 +42,19 @@ class Browser:
         return self._table.to_table(columns=[name]).column(0).to_numpy()
 
     def where(self, name: str, value: str, *, equal: bool = True) -> NDArray[np.int64]:
-        """Rows whose text is, or is not, this one."""
+        """Rows with this text, or with any other."""
         import pyarrow.compute as pc
 
         column = pc.fill_null(self._table.to_table(columns=[name]).column(0), "")
         return np.flatnonzero((pc.equal if equal else pc.not_equal)(column, value).to_numpy())
 
     def rows(self, positions: Sequence[int] | NDArray[np.int64]) -> list[dict[str, Any]]:
-        """Some rows, as dictionaries without what a row does not have."""
+        """Some rows as dictionaries, without missing values."""
         found = self._table.take(np.asarray(positions, dtype=np.int64)).to_pylist()
         return [{key: value for key, value in row.items() if value is not None} for row in found]
 
     def spectrum(self, row: dict[str, Any]) -> dict[str, NDArray[Any]]:
-        """Columns by name, (D,) each, of the spectrum of a row."""
+        """The spectrum of a row: columns by name, (D,) each."""
         part = _part(self.root / "parts" / row["part"])
         names = ("FLUX", "FLUX_STD", "OBSERVED", "OBSERVED_STD", "MASK")
         found = {name: part[0][name][row["row"]] for name in names if name in part[0].names}
@@ -62,7 +62,7 @@ class Browser:
 
 
 class _StarBrowser(Browser):
-    """The same of a run of a file a star, whose summary is small."""
+    """The same for a run with one file per star, whose summary is small."""
 
     def __init__(self, root: Path) -> None:
         self.root, self._summary = root, Table.read(root / SUMMARY, format="ascii.ecsv")
@@ -101,7 +101,7 @@ def open_run(out: str | Path) -> Browser:
     """The run in a folder.
 
     Raises:
-        BayesspecError: if there is none, or it has not written its catalogue yet.
+        BayesspecError: if there is no run, or it has not written its catalogue yet.
     """
     root = Path(out)
     try:
@@ -109,6 +109,6 @@ def open_run(out: str | Path) -> Browser:
             return Browser(root)
         if (root / SUMMARY).is_file():
             return _StarBrowser(root)
-    except Exception as error:  # of astropy's or Arrow's, whatever is wrong with the file
+    except Exception as error:  # any error of astropy or Arrow about the file
         raise BayesspecError(f"{root}: the catalogue cannot be read ({printable(str(error))})") from error
     raise BayesspecError(f"{printable(str(root))}: no catalogue; a run writes it when it ends or is stopped")

@@ -21,10 +21,10 @@ __all__ = ["CATALOGUE", "Piece", "finished", "missing", "read_catalogue", "rows_
 CATALOGUE = "catalogue.parquet"
 
 SMALL = 10_000
-"""Rows: a catalogue of no more is written as ECSV, too."""
+"""Up to this many rows the catalogue is also written as ECSV."""
 
 GROUP = 50_000
-"""Rows that are in memory together."""
+"""Rows in memory at a time."""
 
 
 class Piece(NamedTuple):
@@ -37,14 +37,14 @@ class Piece(NamedTuple):
 
 
 def rows_name(first: int, count: int, failed: int) -> str:
-    """The file that says that a piece is done; its name alone says which piece, and how it went."""
+    """The file that marks a piece as done; its name has the piece and the number of failures."""
     return f"{first:09d}-{count}-{failed}.parquet"
 
 
 def finished(rows: Path) -> list[Piece]:
-    """Pieces that are done, in order; none overlap.
+    """Finished pieces in order, without overlap.
 
-    Of two that do, the work of a worker that was believed dead, the longer one counts.
+    Pieces can overlap after a worker that seemed dead finishes its work; then the longer one counts.
     """
     found = (re.fullmatch(r"(\d+)-(\d+)-(\d+)\.parquet", path.name) for path in rows.iterdir())
     every = [
@@ -61,7 +61,7 @@ def finished(rows: Path) -> list[Piece]:
 
 
 def missing(done: Sequence[tuple[int, int] | Piece], total: int, size: int) -> Iterator[tuple[int, int]]:
-    """Pieces (first, last + 1) that are still to do: the pieces of this size, less what is done of them.
+    """Pieces (first, last + 1) that are still to do: all pieces of this size, minus what is done.
 
     Example:
         >>> list(missing([(0, 4), (4, 6)], total=10, size=4))
@@ -83,12 +83,12 @@ def missing(done: Sequence[tuple[int, int] | Piece], total: int, size: int) -> I
 
 
 def write_catalogue(rows: Path, root: Path, scratch: Path) -> int:
-    """Gather the rows of all finished pieces into `catalogue.parquet`, and `catalogue.ecsv` if they are few.
+    """Write the rows of all finished pieces to `catalogue.parquet`, and to `catalogue.ecsv` if they are few.
 
-    A few thousand rows are in memory at a time.
+    At most about 50,000 rows are in memory at a time.
 
     Returns:
-        How many rows there are.
+        Number of rows.
 
     Raises:
         BayesspecError: if it cannot be written.
@@ -106,7 +106,7 @@ def write_catalogue(rows: Path, root: Path, scratch: Path) -> int:
         )
         longest = max((parquet.read_schema(piece) for piece in pieces), key=len)
         order = dict.fromkeys([*longest.names, *schema.names])
-        # Metadata come from the piece that has most to tell.
+        # Metadata are those of the piece with the most columns.
         schema = pa.schema([_told(schema.field(name), longest) for name in order])
         count = 0
         with parquet.ParquetWriter(own, schema) as writer:
@@ -132,7 +132,7 @@ def write_catalogue(rows: Path, root: Path, scratch: Path) -> int:
 
 
 def read_catalogue(path: Path, columns: list[str] | None = None) -> Table:
-    """A catalogue as an astropy table, with units and descriptions; what a row does not have is masked."""
+    """A catalogue as an astropy table, with units and descriptions; missing values are masked."""
     from pyarrow import parquet
 
     found = parquet.read_table(path, columns=columns)

@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, whose it is at the moment, and what the run in it was asked to do."""
+"""The folder of a run: its contents, its lock, and the settings of its run."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from bayesspec.results.products import written
 __all__ = ["Folder", "changes", "is_held", "read_json"]
 
 STATE = ".bayesspec"
-"""Folder of what a run needs to go on: its list of inputs, its settings, the rows of finished pieces."""
+"""Folder with what a run needs to continue: its list of inputs, its settings, the rows of finished pieces."""
 
 SET_UP = 120.0
-"""Seconds that the jobs of an array wait for each other while they look at the list of inputs."""
+"""Seconds that the jobs of an array wait for each other while they check the list of inputs."""
 
 
 class Folder:
-    """Where a run writes, and names of what it writes.
+    """The output folder of a run, and the names of its files.
 
     Arguments:
         root: The output folder.
-        part: (k, n) for job k of an array of n; None for a run that does it all.
+        part: (k, n) for job k of an array of n; None for a run of all inputs.
     """
 
     def __init__(self, root: str | Path, part: tuple[int, int] | None = None) -> None:
@@ -43,13 +43,13 @@ class Folder:
         self.settings, self.inputs = self.state / "run.json", self.state / "inputs.jsonl"
         self.progress = self.state / f"progress{self.suffix}.json"
         self.scratch = self.state / f"scratch{self.suffix}"
-        """Files are written here before they are moved: what is left of a killed run is swept away."""
+        """Files are written here and then moved; leftovers of a killed run are removed."""
 
     def make(self, *folders: Path) -> None:
         """Make folders.
 
         Raises:
-            BayesspecError: if that cannot be done.
+            BayesspecError: if one cannot be made.
         """
         for folder in (self.root, self.state, *folders):
             try:
@@ -58,12 +58,12 @@ class Folder:
                 raise BayesspecError(f"{folder}: cannot be the output folder ({error.strerror})") from error
 
     def sweep(self) -> None:
-        """Remove what a killed run left half-written."""
+        """Remove unfinished files of a killed run."""
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.make(self.scratch)
 
     def clear(self) -> None:
-        """Remove all that a run leaves, and nobody else's file."""
+        """Remove everything that a run writes, and no other files."""
         for path in self.parts.glob("part-*.fits"):
             path.unlink()
         with suppress(OSError):
@@ -73,7 +73,7 @@ class Folder:
         self.forget()
 
     def forget(self) -> None:
-        """Remove what is needed to go on."""
+        """Remove what a run needs to continue."""
         for path in self.state.iterdir():
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -81,23 +81,23 @@ class Folder:
                 path.unlink(missing_ok=True)
 
     def remove_state(self) -> None:
-        """Remove the whole state of a run that needs none any more."""
+        """Remove the state of a run that is complete."""
         shutil.rmtree(self.state, ignore_errors=True)
 
     @contextmanager
     def claimed(self, *, take_over: bool) -> Iterator[str]:
-        """Be the only run here; yields a remark about whoever was here before, or nothing.
+        """Lock the folder; yields a remark about an earlier run that was killed, or an empty text.
 
-        The lock is the operating system's and ends with its process, so what a killed run leaves on this
-        machine is no obstacle. A cluster's file system may not pass locks on: a run of another machine that
-        has not said good-bye is believed to be alive unless `take_over` says otherwise.
+        The lock is that of the operating system and ends with its process, so on the same machine a killed
+        run is no obstacle. The file system of a cluster may not support locks across machines. A run on
+        another machine that did not report its end is therefore assumed to be alive, unless `take_over`.
 
         Raises:
-            BayesspecError: if another run is, or may be, at work here; names it.
+            BayesspecError: if another run is, or may be, at work here; it names that run.
         """
         self.make()
         own = self.state / f"lock{self.suffix}"
-        # A run that does it all and the jobs of an array do not go together.
+        # A run of all inputs and jobs of an array exclude each other.
         others = self.state.glob("lock-*-of-*") if self.part is None else [self.state / "lock"]
         for other in filter(is_held, others):
             raise BayesspecError(f"{self.root}: {_owner(other)} is at work here")
@@ -109,14 +109,14 @@ class Folder:
         except (OSError, NotImplementedError) as error:
             raise BayesspecError(f"{self.root}: cannot be locked ({error})") from error
         with lock:
-            lock.release()  # of the two holds
+            lock.release()  # it was acquired twice, here and above
             owner, remark = _owner_file(own), ""
             if before := read_json(owner):
-                remark = f"{_owner(own)} ended without a word; its run is taken over"
+                remark = f"{_owner(own)} ended unexpectedly; its run is taken over"
                 if before.get("host") != socket.gethostname() and not take_over:
                     raise BayesspecError(
-                        f"{self.root}: {_owner(own)} has not said that it ended; if it has, --take-over goes "
-                        "on with its run"
+                        f"{self.root}: {_owner(own)} did not report its end; if it has ended, use "
+                        "--take-over to continue its run"
                     )
             write_json(owner, _me())
             try:
@@ -125,7 +125,7 @@ class Folder:
                 owner.unlink(missing_ok=True)
 
     def has_begun(self, before: dict[str, Any]) -> bool:
-        """Whether a run of these settings has left anything that would have to fit what is done now."""
+        """Whether a run with these settings has left results that the current settings have to match."""
         facts = [read_json(path) for path in self.state.glob("progress*.json")]
         if before.get("per_star"):
             return any(job and job["done"] for job in facts)
@@ -133,7 +133,7 @@ class Folder:
 
     @contextmanager
     def set_up(self) -> Iterator[None]:
-        """One job of an array at a time looks at the list of inputs."""
+        """Let one job of an array at a time check the list of inputs."""
         if self.part is None:
             yield
             return
@@ -142,7 +142,7 @@ class Folder:
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """In words, what settings of a run are no longer what they were."""
+    """The settings of a run that have changed, in words."""
     said = []
     for key, value in now.items():
         if before.get(key) == value or (
@@ -150,16 +150,16 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         ):
             continue
         if key == "inputs_sha256":
-            said.append("the list of inputs is another")
+            said.append("the list of inputs is different")
         elif key == "settings_sha256":
-            said.append("the model of this name is another")
+            said.append("the model of this name is different")
         else:
             said.append(f"{key} was {before.get(key)!r}, now {value!r}")
     return said
 
 
 def is_held(lock: Path) -> bool:
-    """Whether a process of this machine, or one that the file system tells of, holds a lock."""
+    """Whether a process holds a lock, on this machine or, if the file system supports it, another."""
     if not lock.exists():
         return False
     try:
@@ -170,7 +170,7 @@ def is_held(lock: Path) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What a file says; None if there is none, or it is no JSON."""
+    """The contents of a JSON file; None if there is none, or it is not JSON."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -178,7 +178,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a file that is whole or not there.
+    """Write a file that is either complete or absent.
 
     Raises:
         BayesspecError: if it cannot be written.

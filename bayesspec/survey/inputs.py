@@ -1,7 +1,7 @@
-"""What a run is given: files, folders, patterns, lists and tables of spectra, written down as one list.
+"""The input of a run: files, folders, patterns, lists and tables of spectra, written as one list.
 
-The list is a file, a line for each file of the input, so that a million names are nowhere in memory; it is
-what a run goes by when it goes on.
+The list is a file with one line per input file, so that a million names need not be in memory. A run that
+continues uses the same list.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ENDINGS = (
     ".csv",
     ".ascii",
 )
-"""Of files that are taken from a folder; a file that is named is taken whatever it is called."""
+"""Extensions of files that are taken from a folder; a file given by name may have any extension."""
 
 
 class Input(NamedTuple):
@@ -46,32 +46,32 @@ class Input(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What to call it in tables and messages."""
+        """Its name in tables and messages."""
         return printable(self.path if self.row is None else f"{self.path}[{self.row}]")
 
     @property
     def stem(self) -> str:
-        """A name for its products."""
+        """The name of its products."""
         return self.path if self.row is None else f"{stem(self.path)}-{self.row}"
 
 
 class Listed(NamedTuple):
-    """What a list holds: how many spectra, and the hash of all names."""
+    """The number of spectra in a list, and the hash of all names."""
 
     total: int
     sha256: str
 
 
 def expand(given: Iterable[str | Path], *, without: Path | None = None) -> Iterator[tuple[str, int | None]]:
-    """All files of the input in order, each with the number of its spectra; None where it is one star.
+    """All input files in order, each with the number of its spectra; None for a file with one star.
 
-    Files that one argument finds are alike: the first one says whether they are stars, or tables and images
-    of many. So a folder of a million stars is not opened file by file.
+    All files of one argument are of one kind: the first one decides whether they are single stars, or tables
+    and images of many. So a folder of a million stars need not be opened file by file.
 
     Arguments:
-        given: Files; folders, which are searched through; patterns (`**` for any depth); `@FILE` for a list
-            of files, one a line.
-        without: A folder whose files do not count, the run's own.
+        given: Files; folders, which are searched with their subfolders; patterns (`**` for any depth);
+            `@FILE` for a list of files, one per line.
+        without: A folder whose files are ignored, that of the run itself.
 
     Raises:
         BayesspecError: if a folder or pattern finds nothing, or a list cannot be read.
@@ -91,7 +91,7 @@ def _paths(argument: str, without: Path | None) -> Iterator[str]:
         return _listed(argument[1:])
     if os.path.isdir(argument):
         if without is not None and os.path.realpath(argument) == os.path.realpath(without):
-            raise BayesspecError(f"{printable(argument)}: is the output folder, and cannot be the input, too")
+            raise BayesspecError(f"{printable(argument)}: is the output folder, so it cannot be an input")
         return _walk(argument, without)
     if glob.has_magic(argument) and not os.path.lexists(argument):
         found = sorted(glob.iglob(argument, recursive=True))
@@ -110,7 +110,7 @@ def _listed(path: str) -> Iterator[str]:
 
 
 def _walk(folder: str, without: Path | None) -> Iterator[str]:
-    """Files in order of their names, folders after files; hidden ones are left out."""
+    """Files in order of their names, folders after files, without hidden ones."""
     own = None if without is None else os.path.realpath(without)
     files, folders = [], []
     try:
@@ -133,14 +133,14 @@ def _walk(folder: str, without: Path | None) -> Iterator[str]:
 
 
 def _is_above(folder: str) -> bool:
-    """Whether a link leads to a folder that it is in: a search that would never end."""
+    """Whether a link leads to a folder that contains it, where a search would never end."""
     return os.path.islink(folder) and os.path.realpath(os.path.dirname(folder)).startswith(
         os.path.realpath(folder)
     )
 
 
 def write_list(given: Iterable[str | Path], path: Path, *, without: Path | None = None) -> Listed:
-    """Write the list of the input, a JSON pair (file, number of spectra or null) a line.
+    """Write the list of inputs, with one JSON pair (file, number of spectra or null) per line.
 
     Raises:
         BayesspecError: as `expand`.
@@ -156,7 +156,7 @@ def write_list(given: Iterable[str | Path], path: Path, *, without: Path | None 
 
 
 def read_list(path: Path, pieces: Sequence[tuple[int, int]] | None = None) -> Iterator[list[Input]]:
-    """The inputs of each piece (first, last + 1) of a list, pieces in order; None: all, in one."""
+    """The inputs of each piece (first, last + 1) of a list, in order; None: all inputs as one piece."""
     todo = iter([(0, 1 << 62)] if pieces is None else pieces)
     begin, end = next(todo, (0, 0))
     found: list[Input] = []

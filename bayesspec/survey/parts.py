@@ -1,4 +1,4 @@
-"""What a run of many spectra leaves: parts, FITS tables of some hundred stars, and rows for a catalogue."""
+"""Products of a run of many spectra: parts, i.e. FITS tables of some hundred stars, and catalogue rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["need_pyarrow", "part_name", "put", "to_parquet", "to_part"]
 
 
 def part_name(first: int, count: int) -> str:
-    """File of the part of so many inputs that begins with the one at this position, counted from 0.
+    """File of the part with `count` inputs, the first at position `first`, counted from 0.
 
     Example:
         >>> part_name(512, 256)
@@ -36,18 +36,18 @@ def to_part(
     about: Mapping[str, tuple[str, str]],
     facts: Mapping[str, tuple[Any, str]],
 ) -> fits.HDUList:
-    """The FITS file of a part: a table SPECTRA of one row a star, and its WAVELENGTH.
+    """The FITS file of a part: a table SPECTRA with one row per star, and its WAVELENGTH.
 
-    Columns: POSITION and NAME of the input, STAR, what it is called; vectors FLUX, FLUX_STD if the method
-    gives one, OBSERVED and its standard deviation OBSERVED_STD (0 where it is not known, or nothing was
-    observed) and MASK, all on the model's grid, in single precision; CLASS_PROBABILITIES and Z; and the
-    columns of `Result.table`.
+    Columns: POSITION and NAME of the input; STAR, the star's name; vectors FLUX, FLUX_STD if the method gives
+    one, OBSERVED and its standard deviation OBSERVED_STD (0 where it is unknown or nothing was observed) and
+    MASK, all on the model's grid, in single precision; CLASS_PROBABILITIES and Z; and the columns of
+    `Result.table`.
 
     Arguments:
-        stars: In order.
-        rows: Of the catalogue, for these stars.
+        stars: The stars in order.
+        rows: Rows of the catalogue for these stars.
         about: Unit and description of columns of `Result.table` by name.
-        facts: For the header, value and comment by keyword: what the part was made by.
+        facts: Header keywords about the run, with value and comment.
     """
     columns: dict[str, Any] = {
         "POSITION": np.array([row["position"] for row in rows], dtype=np.int64),
@@ -61,7 +61,7 @@ def to_part(
     ivar = np.stack([star.observed.ivar for star in stars])
     vectors["OBSERVED_STD"] = np.divide(1, np.sqrt(ivar), out=np.zeros_like(ivar), where=ivar > 0)
     units = {star.unit for star in stars}
-    unit = _spelled(units.pop()) if len(units) == 1 else None  # of stars of several, UNIT has each
+    unit = _spelled(units.pop()) if len(units) == 1 else None  # else see the column UNIT
     for name, values in vectors.items():
         columns[name] = Column(np.asarray(values, dtype=np.float32), unit=unit)
     columns["MASK"] = np.stack([star.observed.mask for star in stars])
@@ -69,7 +69,7 @@ def to_part(
     columns["Z"] = np.stack([star.z for star in stars]).astype(np.float32)
     for name in stars[0].row:
         cells = [star.row[name] for star in stars if name in star.row]
-        if name != "name" and len(cells) == len(stars):  # what some files do not say is in the catalogue
+        if name != "name" and len(cells) == len(stars):  # else only in the catalogue
             unit, description = about.get(name, ("", ""))
             told = _text(cells) if isinstance(cells[0], str) else np.array(cells)
             columns[name.upper()] = Column(told, unit=unit or None, description=description or None)
@@ -96,10 +96,10 @@ def _hdu(columns: Mapping[str, Any], name: str) -> fits.BinTableHDU:
 def to_parquet(rows: Sequence[Mapping[str, Any]], about: Mapping[str, tuple[str, str]]) -> memoryview:
     """Rows of the catalogue as a Parquet file; units and descriptions are in the fields' metadata.
 
-    What a row does not have is null.
+    Missing values are null.
 
     Arguments:
-        rows: Of the inputs of one piece, failures among them.
+        rows: Rows of the inputs of one piece, failures included.
         about: Unit and description of columns by name.
     """
     import pyarrow as pa
@@ -128,7 +128,7 @@ def to_parquet(rows: Sequence[Mapping[str, Any]], about: Mapping[str, tuple[str,
 
 
 def need_pyarrow() -> None:
-    """Whether Parquet can be written.
+    """Check that Parquet can be written.
 
     Raises:
         BayesspecError: if pyarrow is not installed.
@@ -137,12 +137,12 @@ def need_pyarrow() -> None:
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise BayesspecError(
-            'a catalogue of many needs pyarrow: pip install "bayesspec-stars[scale]"; or give --per-star'
+            'a catalogue needs pyarrow: pip install "bayesspec-stars[scale]"; or use --per-star'
         ) from error
 
 
 def put(data: memoryview, scratch: Path, path: Path) -> None:
-    """Write a file beside its place, and move it there when it is whole, also if the machine should stop."""
+    """Write a file elsewhere and move it when complete, so that a power failure leaves no partial file."""
     with open(scratch, "wb") as file:
         file.write(data)
         file.flush()
@@ -151,7 +151,7 @@ def put(data: memoryview, scratch: Path, path: Path) -> None:
 
 
 def _spelled(unit: u.UnitBase | None) -> str | None:
-    """As FITS has it; what it lacks as astropy spells it, and the flux of stars of several units without."""
+    """A unit as FITS spells it, or else as astropy does; None if there is no common unit."""
     if unit is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Who does the pieces: this process, processes of this machine, or a cluster of Dask."""
+"""Workers for the pieces of a run: this process, processes on this machine, or a Dask cluster."""
 
 from __future__ import annotations
 
@@ -20,82 +20,82 @@ from .work import Task, do
 __all__ = ["Cluster", "Here", "Pool", "Processes", "WorkerDied", "cores"]
 
 AHEAD = 2
-"""Pieces that a worker of a cluster holds: one in work, one that waits, so that it never does."""
+"""Pieces per worker of a cluster: one in work and one waiting, so that the worker is never idle."""
 
 ANSWER = 30.0
-"""Seconds that a scheduler has to answer the first time."""
+"""Timeout in seconds for the first answer of a scheduler."""
 
 COUNT_EVERY = 2.0
-"""Seconds between two looks at how many workers there are."""
+"""Seconds between two counts of the workers."""
 
 GONE = 120.0
-"""Seconds without its scheduler after which a cluster is given up."""
+"""Seconds without its scheduler after which a cluster counts as lost."""
 
 
 class WorkerDied(Exception):
-    """The worker that had a piece is gone, and nobody knows whose fault it was."""
+    """The worker of a piece has died, for an unknown reason."""
 
 
 class Pool(Protocol):
-    """Takes tasks; futures hold rows, or raise `WorkerDied`."""
+    """Accepts tasks; their futures return rows, or raise `WorkerDied`."""
 
     @property
     def capacity(self) -> int:
-        """How many tasks it takes at a time."""
+        """Number of tasks that it accepts at a time."""
 
     def submit(self, task: Task) -> Future:
-        """Hand a task over."""
+        """Submit a task."""
 
     def result(self, future: Future) -> list[dict[str, Any]]:
-        """Rows of a task that is done.
+        """Rows of a finished task.
 
         Raises:
-            WorkerDied: if its worker is gone.
+            WorkerDied: if its worker has died.
             BayesspecError: as `do`.
         """
 
     def check(self) -> None:
-        """Look whether there is anybody to wait for.
+        """Check that the workers can still be reached.
 
         Raises:
-            BayesspecError: if there is not.
+            BayesspecError: if they cannot.
         """
 
     def close(self) -> None:
-        """Drop what is in work."""
+        """Drop unfinished work."""
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 class Here:
-    """This process: a task is done when it has been submitted."""
+    """This process: `submit` does the task at once."""
 
     capacity = 1
 
     def submit(self, task: Task) -> Future:
-        """Hand a task over."""
+        """Submit a task."""
         future: Future = Future()
         future.set_result(do(task))
         return future
 
     def result(self, future: Future) -> list[dict[str, Any]]:
-        """Its rows."""
+        """Rows of a finished task."""
         return future.result()
 
     def check(self) -> None:
-        """Nothing to look for."""
+        """Nothing to check."""
 
     def close(self) -> None:
-        """Drop what is in work."""
+        """Drop unfinished work."""
 
 
 class Processes:
-    """N processes of this machine, each an executor of its own: if one dies, it is known what it did."""
+    """N processes on this machine, each with its own executor, so that the task of a dead one is known."""
 
     def __init__(self, count: int) -> None:
         self.capacity = count
@@ -103,11 +103,11 @@ class Processes:
         self._busy: dict[Future, ProcessPoolExecutor] = {}
 
     def submit(self, task: Task) -> Future:
-        """Hand a task over."""
+        """Submit a task."""
         worker = self._idle.pop() if self._idle else _worker()
         try:
             future = worker.submit(do, task)
-        except BrokenProcessPool:  # it died while it had nothing to do
+        except BrokenProcessPool:  # it died while idle
             worker.shutdown(wait=False)
             worker = _worker()
             future = worker.submit(do, task)
@@ -115,7 +115,7 @@ class Processes:
         return future
 
     def result(self, future: Future) -> list[dict[str, Any]]:
-        """Its rows."""
+        """Rows of a finished task."""
         worker = self._busy.pop(future)
         try:
             rows = future.result()
@@ -129,10 +129,10 @@ class Processes:
         return rows
 
     def check(self) -> None:
-        """Nothing to look for."""
+        """Nothing to check."""
 
     def close(self) -> None:
-        """Drop what is in work."""
+        """Drop unfinished work."""
         for worker in (*self._idle, *self._busy.values()):
             for process in list((worker._processes or {}).values()):
                 process.kill()
@@ -141,13 +141,13 @@ class Processes:
 
 
 def _worker() -> ProcessPoolExecutor:
-    # A fork would take the threads of torch with it.
+    # A fork is unsafe with the threads of torch.
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(1, mp_context=context, initializer=_begin)
 
 
 def _begin() -> None:
-    """A worker computes on one thread, leaves Ctrl-C to the process that it works for, and ends with it."""
+    """Set up a worker: one thread, Ctrl-C left to the parent process, and an end with that process."""
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -163,20 +163,20 @@ def _begin() -> None:
 
 
 def one_thread() -> None:
-    """Let torch compute on one thread; the cores belong to the other workers."""
+    """Let torch compute on one thread, because the other workers use the other cores."""
     import torch
 
     torch.set_num_threads(1)
 
 
 class Cluster:
-    """Workers of a Dask cluster that runs already.
+    """Workers of a running Dask cluster.
 
     Arguments:
-        address: Of its scheduler, such as tcp://10.0.0.1:8786; or the path of its scheduler file.
+        address: Address of its scheduler, such as tcp://10.0.0.1:8786, or the path of its scheduler file.
 
     Raises:
-        BayesspecError: if dask.distributed is not installed, or nobody answers.
+        BayesspecError: if dask.distributed is not installed, or the scheduler does not answer.
     """
 
     def __init__(self, address: str) -> None:
@@ -197,19 +197,19 @@ class Cluster:
 
     @property
     def capacity(self) -> int:
-        """As many as its workers hold, and they may come and go."""
+        """`AHEAD` tasks for each current worker; workers may join and leave."""
         if time.monotonic() - self._counted > COUNT_EVERY:
-            with contextlib.suppress(OSError, TimeoutError):  # `check` knows how long that may last
+            with contextlib.suppress(OSError, TimeoutError):  # `check` limits how long this may last
                 self._threads = sum(self._client.nthreads().values())
                 self._counted = time.monotonic()
         return max(1, AHEAD * self._threads)
 
     def submit(self, task: Task) -> Future:
-        """Hand a task over."""
+        """Submit a task."""
         return self._executor.submit(_do_there, task)
 
     def result(self, future: Future) -> list[dict[str, Any]]:
-        """Its rows."""
+        """Rows of a finished task."""
         from distributed import KilledWorker
 
         try:
@@ -218,14 +218,14 @@ class Cluster:
             raise WorkerDied from error
 
     def check(self) -> None:
-        """Whether the scheduler is there."""
+        """Check that the scheduler can be reached."""
         if self._client.status == "running":
             self._seen = time.monotonic()
         elif time.monotonic() - self._seen > GONE or self._client.status == "closed":
-            raise BayesspecError(f"the scheduler at {self.address} is gone; the same command goes on")
+            raise BayesspecError(f"the scheduler at {self.address} is gone; the same command continues")
 
     def close(self) -> None:
-        """Drop what is in work."""
+        """Drop unfinished work."""
         self._executor.shutdown(wait=False)
         self._client.close(timeout=10)
 

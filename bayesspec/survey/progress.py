@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a line a minute elsewhere, and a file for `bayesspec status`."""
+"""Progress of a run: a bar on a terminal, a line per minute elsewhere, and a file for `bayesspec status`."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from .folder import STATE, is_held, read_json, write_json
 __all__ = ["Progress", "status"]
 
 EVERY = 2.0
-"""Seconds between two notes on disk."""
+"""Seconds between two updates of the file."""
 
 LINE = 60.0
-"""Seconds between two lines where there is no terminal."""
+"""Seconds between two lines if there is no terminal."""
 
 SILENCE = 120.0
-"""Seconds without a note after which a run of another machine counts as stopped."""
+"""Seconds without an update after which a run on another machine counts as stopped."""
 
 
 class Progress:
-    """What there is to say of a run while it goes on.
+    """The progress of a run.
 
     Arguments:
         path: The file for `status`.
         total: Inputs of the run.
-        done: Of them, by earlier runs.
-        failed: And of these failed.
-        show: Say it on stderr.
+        done: Inputs done by earlier runs.
+        failed: Those of them that failed.
+        show: Show the progress on stderr.
     """
 
     def __init__(self, path: Path, total: int, done: int, failed: int, *, show: bool) -> None:
@@ -46,7 +46,7 @@ class Progress:
         self._lines = show and self._bar is None
 
     def add(self, done: int, failed: int) -> None:
-        """So many inputs more are done; so many of them failed."""
+        """Add inputs that are done, and how many of them failed."""
         self.done += done
         self.failed += failed
         if self._bar is not None:
@@ -54,7 +54,7 @@ class Progress:
             self._bar.update(self._bar.task_ids[0], completed=self.done, failed=self.failed, rate=rate)
 
     def tick(self) -> None:
-        """Say and note it, if it is time to."""
+        """Show and write the progress, if it is time to."""
         now = time.monotonic()
         if self._lines and now - self._said >= LINE:
             self._said = now
@@ -63,7 +63,7 @@ class Progress:
             self.note("running")
 
     def note(self, state: str) -> None:
-        """Write it for `status`; a disk that is full is somebody else's concern."""
+        """Write the progress for `status`; a full disk is not an error here."""
         self._noted = time.monotonic()
         with suppress(BayesspecError, OSError):
             write_json(self.path, self._facts(state))
@@ -76,7 +76,7 @@ class Progress:
             self._bar.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
 
@@ -97,11 +97,11 @@ class Progress:
 
 
 def status(out: str | Path) -> dict[str, Any]:
-    """How far the run in a folder is, running or not; of an array of jobs, all of them together.
+    """Progress of the run in a folder, running or not; for an array of jobs, of all jobs together.
 
     Returns:
-        `state` ("running", "stopped" or "complete"), `total`, `done`, `failed`, `rate` (inputs a second, of
-        the jobs that run), `left` (seconds, None if nothing runs), `updated` (seconds ago) and `where`.
+        `state` ("running", "stopped" or "complete"), `total`, `done`, `failed`, `rate` (inputs per second of
+        the running jobs), `left` (seconds, None if nothing runs), `updated` (seconds ago) and `where`.
 
     Raises:
         BayesspecError: if there is no run.
@@ -139,7 +139,7 @@ def _runs(path: Path, facts: dict[str, Any], now: float) -> bool:
 
 
 def _counts(root: Path, settings: dict[str, Any], jobs: list[dict[str, Any]]) -> tuple[int, int]:
-    """Done and failed; the jobs of an array count their own, and only what is on disk is sure."""
+    """Numbers done and failed: from the finished pieces on disk, or else from the progress files."""
     if settings["per_star"]:
         return max((job["done"] for job in jobs), default=0), max((job["failed"] for job in jobs), default=0)
     from .catalogue import finished
@@ -150,14 +150,14 @@ def _counts(root: Path, settings: dict[str, Any], jobs: list[dict[str, Any]]) ->
 
 
 def _of_summary(root: Path) -> dict[str, Any]:
-    """A run of a file a star that is over has left its summary, and nothing else."""
+    """The status from the summary, which is all that a complete run with one file per star leaves."""
     from astropy.table import Table
 
     from bayesspec.results.products import NOT_REACHED, SUMMARY
 
     path = root / SUMMARY
     if not path.is_file():
-        raise BayesspecError(f"{printable(str(root))}: no run of bayesspec denoise is here")
+        raise BayesspecError(f"{printable(str(root))}: there is no run of bayesspec denoise here")
     states = list(Table.read(path, format="ascii.ecsv")["status"])
     done = len(states) - states.count(NOT_REACHED)
     return {
@@ -175,11 +175,11 @@ def _of_summary(root: Path) -> dict[str, Any]:
 def _line(facts: dict[str, Any]) -> str:
     rate = (facts["done"] - facts["before"]) / max(facts["seconds"], 1e-9)
     left = f", {duration((facts['total'] - facts['done']) / rate)} left" if rate else ""
-    return f"{facts['done']} of {facts['total']} done, {facts['failed']} failed, {rate:.2f} a second{left}"
+    return f"{facts['done']} of {facts['total']} done, {facts['failed']} failed, {rate:.2f} per second{left}"
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it.
+    """A duration in readable form.
 
     Example:
         >>> duration(42), duration(4000), duration(200_000)
@@ -202,7 +202,7 @@ def _bar(total: int, done: int) -> Any:
         TextColumn("denoise"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total} done, {task.fields[failed]} failed"),
-        TextColumn("{task.fields[rate]:.2f} a second"),
+        TextColumn("{task.fields[rate]:.2f} per second"),
         TimeRemainingColumn(),
     )
     bar = Progress(*columns, console=Console(stderr=True), transient=True)

@@ -1,4 +1,4 @@
-"""What a run has left to do, piece by piece, and what is done with a piece whose worker died."""
+"""The remaining pieces of a run, and the repeated attempts at a piece whose worker died."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["OpenPiece", "Queue", "runs_of"]
 
 @dataclass
 class OpenPiece:
-    """Inputs that a worker does in one go, the first of them at position `first`."""
+    """Inputs for one task of a worker; the first of them is at position `first`."""
 
     first: int
     inputs: list[Input]
@@ -22,7 +22,7 @@ class OpenPiece:
 
 
 class Queue:
-    """Pieces that are to be done, from the list on disk; those whose worker died come first."""
+    """Pieces to do, from the list on disk; those whose worker died come first."""
 
     def __init__(self, inputs: Path, pieces: list[tuple[int, int]], together: int) -> None:
         self._fresh = zip(pieces, read_list(inputs, pieces), strict=True)
@@ -33,7 +33,7 @@ class Queue:
         return bool(self._left or self._again)
 
     def next(self) -> OpenPiece:
-        """The one to do next."""
+        """The next piece."""
         if self._again:
             return self._again.pop()
         self._left -= 1
@@ -41,15 +41,15 @@ class Queue:
         return OpenPiece(first, inputs)
 
     def again(self, piece: OpenPiece) -> None:
-        """Once more as it is, since workers die for many reasons; then in halves, down to the one that kills.
+        """Try a piece again, once unchanged, then in halves, down to the single input that kills workers.
 
-        Halves keep to the calls of inference that the whole would have made: the numbers stay the same.
+        Halves are split between batches of inference, so that the results stay the same.
         """
         deaths, count = piece.deaths + 1, len(piece.inputs)
         if deaths == 1:
             self._again.append(replace(piece, deaths=deaths))
         elif count == 1:
-            reason = "the worker died each time that it had this input (out of memory?); given up"
+            reason = "the worker died each time that it had this input (out of memory?)"
             self._again.append(replace(piece, given_up={0: reason}, deaths=0))
         else:
             unit = self._together if count > self._together else 1
@@ -59,7 +59,7 @@ class Queue:
 
 
 def runs_of(positions: Iterable[int], size: int) -> Iterator[tuple[int, int]]:
-    """Pieces of positions that follow each other, none longer than a batch, none across its border."""
+    """Pieces of consecutive positions, none longer than a batch, none across the border of a batch."""
     begin: int | None = None
     end = 0
     for position in positions:

@@ -1,4 +1,4 @@
-"""Reading that goes on whatever happens: a file that cannot be read, or takes for ever, is one failure."""
+"""Robust reading: a file that cannot be read, or takes too long, is one failure and the run continues."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ OPEN = 4
 
 
 class Reader:
-    """Reads inputs and brings them onto the grid.
+    """Reads inputs and rebins them to the grid.
 
     Arguments:
-        grid: Of the model.
+        grid: The model's grid.
         exposures: "coadd" or "individual", see `bayesspec.read`.
-        strict: Take doubtful pixels for missing too.
+        strict: Also mask doubtful pixels.
     """
 
     def __init__(self, grid: WavelengthGrid, exposures: Exposures = "coadd", strict: bool = False) -> None:
@@ -40,7 +40,7 @@ class Reader:
         self._open: dict[str, SpectraFile] = {}
 
     def __call__(self, given: Input) -> Gridded | str:
-        """The star, or why there is none."""
+        """The star, or the reason why there is none."""
         try:
             if given.row is None:
                 star = read(given.path, exposures=self.exposures, strict=self.strict)
@@ -50,10 +50,10 @@ class Reader:
         except BayesspecError as error:
             reason = str(error)
             if given.row is None and (count := _many(given.path)):
-                reason = f"a file of {count} spectra among files of one: give it as an argument of its own"
+                reason = f"a file of {count} spectra among files of one: give it as a separate argument"
             name = given.name if given.row is None else star_name(error)
             return " ".join(reason.removeprefix(f"{name}: ").split())
-        except Exception as error:  # readers of damaged files fail with any
+        except Exception as error:  # readers of damaged files can raise any exception
             return " ".join(f"damaged ({type(error).__name__}: {error})".split())
 
     def _file(self, path: str) -> SpectraFile:
@@ -64,13 +64,13 @@ class Reader:
         return self._open[path]
 
     def close(self) -> None:
-        """Let go of all files."""
+        """Close all files."""
         while self._open:
             self._open.popitem()[1].close()
 
 
 def star_name(error: BayesspecError) -> str:
-    """What an error says that the star is called."""
+    """The star's name in an error message."""
     return str(error).partition(": ")[0]
 
 
@@ -83,13 +83,14 @@ def _many(path: str) -> int | None:
 
 
 def read_all(inputs: Sequence[Input], make_reader: Callable[[], Reader], limit: float) -> list[Gridded | str]:
-    """The star of each input, or why there is none.
+    """The star of each input, or the reason why there is none.
 
-    A thread reads while this one waits: of Python's state only one of them changes anything at a time. An
-    input that takes more than `limit` seconds is given up, thread and all, and a new one goes on behind it.
+    A thread reads while this one waits, so that only one of them changes Python's state at a time. If an
+    input takes more than `limit` seconds, it is abandoned together with its thread, and a new thread
+    continues with the next input.
     """
     found: list[Gridded | str] = []
-    with warnings.catch_warnings():  # whatever a thread that was given up has set aside comes back
+    with warnings.catch_warnings():  # restores the filters that an abandoned thread has changed
         while len(found) < len(inputs):
             found += _read_until_stuck(inputs[len(found) :], make_reader(), limit)
     return found

@@ -1,4 +1,4 @@
-"""`bayesspec report`: a run as one HTML page that needs nothing else, neither a server nor the network."""
+"""`bayesspec report`: a run as a single HTML page that needs neither a server nor the network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .progress import status
 __all__ = ["write_report"]
 
 LISTED = 5000
-"""Stars in the table of the page, at most, and as many failures."""
+"""Maximum number of stars in the table of the page, and also of failures."""
 
 BINS = 60
 
@@ -34,15 +34,15 @@ def write_report(
 ) -> Path:
     """Write the page of a run: counts, distributions, failures, and stars to look at.
 
-    A large run is shown by a sample and by all stars that have a warning, the rarest first, up to 5,000. Of
-    the first of these, and of the sample, there are spectra.
+    A large run is represented by a random sample and by all stars with a warning, the most unusual first, up
+    to 5,000. Spectra are shown for the first of these and for the sample.
 
     Arguments:
         out: Output folder of the run.
         path: The page; `report.html` in the folder if not given.
-        spectra: How many spectra the page holds, 30 to 60 KB each.
-        sample: Stars in the table besides those with warnings, at random; all of a run that has no more.
-        seed: Of the sample.
+        spectra: Number of spectra on the page, 30 to 60 KB each.
+        sample: Number of random stars in the table besides those with warnings; all if the run has no more.
+        seed: Seed of the sample.
 
     Raises:
         BayesspecError: if there is no catalogue, plotly is not installed, or the page cannot be written.
@@ -85,7 +85,7 @@ def write_report(
 
 
 def _chosen(run: Browser, done: NDArray[np.int64], sample: int, seed: int) -> NDArray[np.int64]:
-    """Rows to show: those with warnings, the rarest first, and a sample, each row once."""
+    """Rows to show: those with warnings, the most unusual first, and a sample, each row once."""
     flagged = run.where("warnings", "", equal=False) if "warnings" in run.units else done[:0]
     if "outlier_score" in run.units:
         flagged = flagged[np.argsort(run.column("outlier_score")[flagged], kind="stable")]
@@ -97,7 +97,7 @@ def _chosen(run: Browser, done: NDArray[np.int64], sample: int, seed: int) -> ND
 
 
 def _with_spectra(run: Browser, rows: list[dict[str, Any]], count: int) -> list[dict[str, Any] | None]:
-    """Spectra of so many rows: half from the beginning, with the warnings, half spread over the rest."""
+    """Spectra of `count` rows: half from the beginning, where the warnings are, half spread over the rest."""
     first = min(len(rows), count // 2)
     rest = np.linspace(first, len(rows) - 1, min(count - first, len(rows) - first)).astype(int)
     wanted = {*range(first), *rest.tolist()}
@@ -105,7 +105,7 @@ def _with_spectra(run: Browser, rows: list[dict[str, Any]], count: int) -> list[
 
 
 def _packed(columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
-    """Arrays in 16 bits each between their extremes: finer than a screen shows, a quarter of the size."""
+    """Arrays as 16-bit integers between their extremes: finer than a screen shows, a quarter of the size."""
     packed: dict[str, Any] = {}
     for name, values in columns.items():
         if name == "MASK":
@@ -119,7 +119,7 @@ def _packed(columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
 
 
 def _histograms(run: Browser, done: NDArray[np.int64]) -> dict[str, Any]:
-    """Counts of each number of the catalogue between its extremes, the wildest percent left out."""
+    """Histograms of the numbers in the catalogue, without the most extreme per cent."""
     found = {}
     for name in _columns(run):
         values = run.column(name)
@@ -135,7 +135,7 @@ def _histograms(run: Browser, done: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def _columns(run: Browser) -> list[str]:
-    """Columns to show: not the probabilities of classes and the latents, nor where things are."""
+    """Columns to show: without class probabilities, latents and positions of files."""
     names = [n for n in run.units if n not in (*_HIDDEN, "warnings") and not n.startswith("p_")]
     names = [n for n in names if not (n[0] == "z" and n[1:].isdigit())]
     first = [name for name in _FIRST if name in names]
@@ -143,7 +143,7 @@ def _columns(run: Browser) -> list[str]:
 
 
 def _causes(run: Browser, failed: NDArray[np.int64]) -> list[tuple[str, int]]:
-    """How often inputs failed for the same reason, numbers and names aside."""
+    """Numbers of failures for the same reason, ignoring numbers and names in it."""
     import re
 
     reasons = run.column("reason")[failed]
@@ -164,7 +164,7 @@ def _facts(run: Browser, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _json(value: Any) -> str:
-    """JSON that may stand in a script: no closing tag, and null for what is no number."""
+    """JSON that is safe in a script: without closing tags, and with null for NaN and infinities."""
 
     def clean(item: Any) -> Any:
         if isinstance(item, dict):

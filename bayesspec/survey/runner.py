@@ -1,4 +1,4 @@
-"""`bayesspec.denoise_survey`: from any number of inputs to parts and a catalogue, or to a file a star."""
+"""`bayesspec.denoise_survey`: from any number of inputs to parts and a catalogue, or to one file per star."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .work import Orders, Task
 __all__ = ["Survey", "denoise_survey"]
 
 FEW = 1000
-"""Inputs: a run of fewer makes a file a star, if it is not told otherwise."""
+"""Runs of fewer inputs write one file per star by default."""
 
 PIECE = 256
 """Inputs of a part: minutes of work, ten to twenty MB."""
@@ -56,14 +56,14 @@ def denoise_survey(
     progress: bool = False,
     **options: Any,
 ) -> Survey:
-    """Denoise any number of spectra into a folder, from which the same call goes on if it was stopped.
+    """Denoise any number of spectra into a folder; the same call continues a run that was stopped.
 
-    What is wrong with the arguments is an error at once; the work is done as the result is iterated over.
-    An input that cannot be used is a row with the reason, and the others go on. Where processes are used, a
-    script has to have its own code under `if __name__ == "__main__":`.
+    Wrong arguments are an error at once; the work is done as the result is iterated over. An input that
+    cannot be used gets a row with the reason, and the run continues. A script that uses processes must have
+    its own code under `if __name__ == "__main__":`.
 
     Arguments:
-        inputs: Files, folders, patterns, `@FILE` for a list of files; a file may hold many spectra, see
+        inputs: Files, folders, patterns, `@FILE` for a list of files; a file may have many spectra, see
             `bayesspec.io.tables`.
         out: The folder.
         model: Name of a shipped model, or the folder of a bundle; workers load it themselves.
@@ -73,28 +73,28 @@ def denoise_survey(
         strict: See `read`.
         seed: Random seed.
         device: cpu, or a GPU.
-        batch_size: Stars of one batch of inference: 16, on a GPU 64, if not given.
-        per_star: A file a star and `summary.ecsv`, as `Result.write` makes them; False: parts and a
-            catalogue; None: the first for fewer than a thousand inputs.
-        figures: With a file a star, a figure of each.
-        piece_size: Inputs of a part, which is what a run that is killed loses of each worker's work.
-        time_limit: Seconds after which an input that is still being read is given up.
-        workers: Processes of one thread each; 0 is this process; None: this process for a file a star, or on
-            a GPU, else one for each core.
-        scheduler: Address of the scheduler of a Dask cluster, whose workers see the same files.
-        part: (k, n): do the k-th of n shares, for job k of an array of n; k from 1.
-        overwrite: Begin anew, and replace what an earlier run left.
-        take_over: Go on with the run of another machine that did not say that it ended.
-        progress: Show how far it is on stderr.
-        **options: Of the method, see `denoise`.
+        batch_size: Stars in one batch of inference; 16 by default, or 64 on a GPU.
+        per_star: True: one file per star and `summary.ecsv`, as `Result.write` makes them; False: parts and a
+            catalogue; None: the former for fewer than a thousand inputs.
+        figures: Also make a figure of each star, with one file per star.
+        piece_size: Inputs of a part; a killed run loses at most one part per worker.
+        time_limit: Seconds after which an input that is still being read is abandoned.
+        workers: Number of processes, each with one thread; 0: this process; None: this process for one file
+            per star or on a GPU, else one process per core.
+        scheduler: Address of the scheduler of a Dask cluster whose workers see the same files.
+        part: (k, n) for job k of an array of n, which does every n-th piece; k from 1.
+        overwrite: Start from the beginning, and replace the results of an earlier run.
+        take_over: Continue a run of another machine that did not report its end.
+        progress: Show the progress on stderr.
+        **options: Options of the method, see `denoise`.
 
     Returns:
-        A `Survey`: iterate over it for a row of the catalogue, a dictionary, of each input that is done now,
-        in the order in which they are done.
+        A `Survey`: iterate over it for the catalogue rows, dictionaries, of the inputs that this run does, in
+        the order in which they are done.
 
     Raises:
-        BayesspecError: if an argument is wrong, the folder holds another run, or somebody is at work in it;
-            while it is iterated over if a file cannot be written.
+        BayesspecError: if an argument is wrong, the folder has another run, or another process works in it;
+            during the iteration, if a file cannot be written.
 
     Example:
         >>> import tempfile, numpy as np
@@ -121,11 +121,9 @@ def denoise_survey(
     if not time_limit > 0:
         raise BayesspecError(f"time_limit is a number of seconds above 0, not {time_limit!r}")
     if overwrite and part is not None:
-        raise BayesspecError("a job of an array cannot begin anew for all: give another folder, or remove it")
+        raise BayesspecError("a job of an array cannot overwrite the run: remove the folder, or give another")
     if scheduler is not None and (part is not None or workers is not None):
-        raise BayesspecError(
-            "a scheduler has workers of its own: give neither a number of workers nor a part"
-        )
+        raise BayesspecError("a scheduler has its own workers: give neither a number of workers nor a part")
     card = read_card(model)
     orders = Orders(
         model=str(Path(model).resolve()) if Path(model).is_dir() else str(model),
@@ -156,14 +154,14 @@ def denoise_survey(
 
 
 class Survey:
-    """A run: `denoise_survey` makes it; iterate over it, once, to do it.
+    """A run, made by `denoise_survey`. Iterate over it once to do the work.
 
     Attributes:
-        total: Inputs.
-        done: Of them, those that are done; at the beginning those of earlier runs.
-        share: Of all inputs those of this job, if it is one of an array.
-        failed: Of those that are done, those that have no result.
-        per_star: Whether it makes a file a star.
+        total: Number of inputs.
+        done: Number of inputs that are done; at the start, those of earlier runs.
+        share: Number of inputs of this job, for an array of jobs; otherwise all.
+        failed: Number of done inputs without a result.
+        per_star: Whether it writes one file per star.
     """
 
     def __init__(
@@ -201,12 +199,12 @@ class Survey:
         return self._rows
 
     def close(self) -> None:
-        """Drop what is in work, write the catalogue so far, and leave the folder to others."""
+        """Drop unfinished work, write the catalogue so far, and unlock the folder."""
         self._rows.close()
         self._leave()
 
     def summary(self) -> Any:
-        """The table of a run of a file a star, as `summary.ecsv` has it."""
+        """The table of `summary.ecsv`, for a run with one file per star."""
         if self._writer is None:
             raise BayesspecError(f"{self.folder.root}: the run has a catalogue of its parts, not a summary")
         return self._writer.summary()
@@ -214,7 +212,7 @@ class Survey:
     def _plan(
         self, inputs: list[str | Path], per_star: bool | None, piece_size: int, overwrite: bool
     ) -> None:
-        """What there is to do, and whether it fits what the folder holds."""
+        """Plan the work, and check that it matches the run in the folder."""
         folder = self.folder
         before = None if overwrite else read_json(folder.settings)
         if overwrite and folder.part is None:
@@ -227,17 +225,17 @@ class Survey:
             per_star = self.total < FEW and folder.part is None and self._scheduler is None
         self.per_star = per_star
         if self._figures and not per_star:
-            raise BayesspecError("figures go with a file a star: give --per-star, or see bayesspec report")
+            raise BayesspecError("figures need one file per star: use --per-star, or see bayesspec report")
         if per_star and (folder.part is not None or self._scheduler is not None):
             raise BayesspecError(
-                "a file a star is for one machine: leave out --per-star, --part or --scheduler"
+                "one file per star needs one machine: leave out --per-star, or --part and --scheduler"
             )
         self._size = self.orders.batch_size if per_star else piece_size
         settings = self._settings(digest, piece_size)
         if before and (changed := changes(before, settings)) and folder.has_begun(before):
             raise BayesspecError(
-                f"{folder.root} holds a run that was asked for something else: {'; '.join(changed)}. The "
-                "same command goes on with it; --overwrite begins anew"
+                f"{folder.root} has a run with other settings: {'; '.join(changed)}. The command of that run "
+                "continues it; --overwrite starts from the beginning"
             )
         going_on = bool(before) and not changed
         listed.replace(folder.inputs)
@@ -265,7 +263,7 @@ class Survey:
         folder.sweep()
 
     def _own(self, pieces: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Of pieces those of this job of an array."""
+        """The pieces of this job of an array."""
         if self.folder.part is None:
             return list(pieces)
         k, n = self.folder.part
@@ -297,7 +295,7 @@ class Survey:
             if self._show and self.remark:
                 progress.say(self.remark)
             if self._show and self.done:
-                progress.say(f"going on: {self.done} of {self.share} are done")
+                progress.say(f"continuing: {self.done} of {self.share} are done")
             progress.note("running")
             if self._writer is not None:
                 self._writer.write_summary()
@@ -306,13 +304,13 @@ class Survey:
                 yield from self._work(pool, progress)
             state = "complete"
         except BaseException:
-            with suppress(BayesspecError):  # the first error is the one to tell
+            with suppress(BayesspecError):  # the first error is reported
                 self._end(pool, progress, state)
             raise
         self._end(pool, progress, state)
 
     def _end(self, pool: Pool | None, progress: Progress, state: str) -> None:
-        """Drop what is in work, write the summary or the catalogue, and leave the folder to others."""
+        """Drop unfinished work, write the summary or the catalogue, and unlock the folder."""
         if pool is not None:
             pool.close()
         progress.close()
@@ -381,7 +379,7 @@ class Survey:
         self._writer.update_summary()
 
     def _gather(self) -> None:
-        """Write the summary, or the catalogue: as far as the run is."""
+        """Write the summary or the catalogue so far."""
         if self._writer is not None:
             self._writer.write_summary()
         elif self.folder.part is None or not list(

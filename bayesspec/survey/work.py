@@ -1,4 +1,4 @@
-"""One piece of a run: read, denoise, write. What a worker does, on this machine or another."""
+"""One piece of a run: read, denoise, write. This is done by a worker, on this machine or another."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 __all__ = ["Orders", "Task", "do"]
 
 TOGETHER = 64
-"""Stars that are read and denoised together: what inference sets up for them costs as much as a few stars."""
+"""Stars that are read and denoised together, because the set-up of inference costs as much as a few stars."""
 
 
 @dataclass(frozen=True)
 class Orders:
-    """What is done to every spectrum of a run.
+    """The settings for every spectrum of a run.
 
     Arguments:
         model: Name or folder of the bundle.
-        settings_sha256: Hash of the bundle; another one under this name is refused.
+        settings_sha256: Hash of the bundle; a different bundle of this name is refused.
         method: See `bayesspec.denoise`.
         exposures: See `bayesspec.read`.
         strict: See `bayesspec.read`.
         seed: Random seed.
-        batch_size: Stars of one batch of inference.
-        device: Where to.
-        options: Of the method.
-        time_limit: Seconds that reading one input may take.
+        batch_size: Stars in one batch of inference.
+        device: Device for the model.
+        options: Options of the method.
+        time_limit: Time limit in seconds for reading one input.
     """
 
     model: str
@@ -61,7 +61,7 @@ class Orders:
 
     @property
     def together(self) -> int:
-        """Stars of one call of `denoise`."""
+        """Stars in one call of `denoise`."""
         return -(-TOGETHER // self.batch_size) * self.batch_size
 
 
@@ -70,15 +70,15 @@ class Task:
     """A piece of a run.
 
     Arguments:
-        orders: What to do.
+        orders: The settings.
         first: Position of its first input among all.
-        inputs: What to do it to.
-        folders: Of the parts, of the rows of the catalogue, and where files are written before they are
-            moved; None: a file a star.
-        root: Folder of the files a star.
-        stems: Names of the files a star.
+        inputs: The inputs.
+        folders: Folders for the parts, for the rows of the catalogue, and for unfinished files; None: one
+            file per star.
+        root: Folder for one file per star.
+        stems: Names for one file per star.
         figures: Whether each star gets a figure.
-        given_up: Why these inputs, by index, are left alone.
+        given_up: Inputs that are skipped, by index, with the reason.
     """
 
     orders: Orders
@@ -92,7 +92,7 @@ class Task:
 
 
 def do(task: Task) -> list[dict[str, Any]]:
-    """Do a piece; gives a row of the catalogue for each input.
+    """Do a piece, and return a row of the catalogue for each input.
 
     Raises:
         BayesspecError: if the model cannot be loaded or a file cannot be written.
@@ -120,7 +120,7 @@ def do(task: Task) -> list[dict[str, Any]]:
 def _denoised(
     task: Task, indices: Sequence[int], model: StellarModel, about: dict[str, tuple[str, str]]
 ) -> dict[int, Star | str]:
-    """The star of each of some inputs, or why there is none; and what columns mean."""
+    """The star of each of some inputs, or why there is none; and descriptions of columns."""
     from .reading import Reader, read_all
 
     orders = task.orders
@@ -132,7 +132,7 @@ def _denoised(
         found |= zip(usable, _inferred(list(usable.values()), model, orders, about), strict=True)
     except BayesspecError:
         raise
-    except Exception:  # of one star, and nothing says of which
+    except Exception:  # caused by one of the stars, but by which is unknown
         for n, star in usable.items():
             try:
                 (found[n],) = _inferred([star], model, orders, about)
@@ -173,7 +173,7 @@ def _write(
     stars: list[Star],
     about: dict[str, tuple[str, str]],
 ) -> None:
-    """Write the part, and then the rows, which make it count."""
+    """Write the part, and then its rows, which mark it as done."""
     from bayesspec import __version__
 
     from .catalogue import rows_name
@@ -192,7 +192,7 @@ def _write(
                 "MODEL": (stars[0].model_name, "bundle"),
                 "MODELVER": (stars[0].model_version, "version of the bundle"),
                 "METHOD": (task.orders.method, "inference"),
-                "SEED": (task.orders.seed, "of everything random"),
+                "SEED": (task.orders.seed, "random seed"),
             }
             part = io.BytesIO()
             to_part(stars, fine, about, facts).writeto(part)
@@ -213,10 +213,10 @@ _LOADED: dict[tuple[str, str, str], StellarModel] = {}
 
 
 def load(orders: Orders) -> StellarModel:
-    """The model of a run, loaded once a process.
+    """The model of a run, loaded once per process.
 
     Raises:
-        BayesspecError: if it cannot be loaded, or the bundle of this name is another one here.
+        BayesspecError: if it cannot be loaded, or is not the bundle with which the run began.
     """
     from bayesspec.bundle import load_model
 
@@ -224,7 +224,7 @@ def load(orders: Orders) -> StellarModel:
     if key not in _LOADED:
         try:
             model = load_model(orders.model, device=orders.device)
-        except (RuntimeError, AssertionError) as error:  # how torch says that there is no such device
+        except (RuntimeError, AssertionError) as error:  # torch's errors if there is no such device
             cause = str(error).splitlines()[0]
             raise BayesspecError(f"device {orders.device!r} cannot be used ({cause})") from error
         if model.card["settings_sha256"] != orders.settings_sha256:
