@@ -110,6 +110,10 @@ def denoise(
         ),
     ] = None,
     figures: Annotated[bool, typer.Option("--figures", help="Save a figure of every star.")] = False,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Print the diagnostics, too, which files always have."),
+    ] = False,
     overwrite: Overwrite = False,
     device: Annotated[str, typer.Option(help="cpu, or a GPU: cuda, cuda:1.")] = "cpu",
     seed: Seed = 0,
@@ -189,7 +193,7 @@ def denoise(
         raise typer.Exit(128 + stop.number) from None
     share = survey.total if part is None else survey.share
     try:
-        print_summary(survey.summary()) if survey.per_star else print_counts(counts)
+        print_summary(survey.summary(), full=full) if survey.per_star else print_counts(counts)
     finally:
         say(f"{survey.done - survey.failed} of {share} denoised, products in {out}")
     raise typer.Exit(1 if survey.failed else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +26,13 @@ __all__ = [
     "print_summary",
     "print_table",
 ]
+
+
+_NO_DIGIT = re.compile(r"^-|[.% \N{PLUS-MINUS SIGN}]")
+"""What a number on a terminal may have beside its digits."""
+
+_LONG = re.compile(r"(status|reason|name|file|warnings|ew_.*|p_.*|z\d+)$")
+"""Columns of a summary that are not printed, or not as they are."""
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
@@ -53,26 +61,54 @@ def _write(header: Sequence[str], lines: list[list[str]], title: str) -> None:
         return
     table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold")
     for name, *column in zip(header, *lines, strict=True):
-        number = all(value.replace(".", "").strip("-%").isdigit() for value in column if value)
+        number = all(_NO_DIGIT.sub("", value).isdigit() for value in column if value)
         table.add_column(name, justify="right" if number else "left", overflow="fold")
     for line in lines:
         table.add_row(*map(Text, line))  # Text, so that names are not read as markup
     Console().print(table)
 
 
-def print_summary(rows: Iterable[Any]) -> None:
-    """Print the table of a run, from `ProductWriter.summary`."""
-    header = ["file", "class", "probability", "chi2", "outlier", "observed", "note"]
+def print_summary(table: Any, *, full: bool = False) -> None:
+    """Print the table of a run, from `ProductWriter.summary`.
+
+    Arguments:
+        table: Of astropy, a row for each input.
+        full: With the diagnostics, too: all but latents, lines and the probabilities of single classes.
+    """
+    columns = {
+        "ra": ("ra", ".5f"),
+        "dec": ("dec", ".5f"),
+        "class": ("class", ""),
+        "probability": ("probability", ".3f"),
+        "snr": ("S/N", ".1f"),
+        "velocity_offset": ("velocity [km/s]", ".1f"),
+        "ebv_excess": ("E(B-V) [mag]", ".3f"),
+    }
+    if full:
+        rest = [name for name in table.colnames if not name.endswith("_err") and not _LONG.match(name)]
+        columns |= {name: (name, "") for name in rest if name not in columns}
+    columns = {name: how for name, how in columns.items() if name in table.colnames}
     lines = []
-    for row in rows:
-        if row["status"] != "ok":
-            lines.append([row["name"], "", "", "", "", "", f"{row['status']}: {row['reason']}"])
-            continue
-        numbers = [
-            f"{row[name]:.3f}" for name in ("probability", "chi2", "outlier_score", "observed_fraction")
-        ]
-        lines.append([row["name"], row["class"], *numbers, row["warnings"]])
-    print_table(header, lines)
+    for row in table:
+        done = row["status"] == "ok"
+        cells = [_cell(row, name, form) if done else "" for name, (_, form) in columns.items()]
+        note = _cell(row, "warnings", "") if done else f"{row['status']}: {row['reason']}"
+        lines.append([row["name"], *cells, note])
+    print_table(["file", *(title for title, _ in columns.values()), "note"], lines)
+
+
+def _cell(row: Any, name: str, form: str) -> str:
+    """A value of a summary, with its error where there is one; empty where it is not known."""
+    import numpy as np
+
+    if np.ma.is_masked(row[name]):
+        return ""
+    value = row[name]
+    text = format(value, form or (".5g" if isinstance(value, float | np.floating) else ""))
+    error = f"{name}_err"
+    if error in row.colnames and not np.ma.is_masked(row[error]):
+        text += f" \N{PLUS-MINUS SIGN} {row[error]:{form}}"
+    return text
 
 
 def print_counts(counts: Mapping[str, int]) -> None:

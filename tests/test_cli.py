@@ -418,6 +418,67 @@ def test_info_of_a_card_with_something_else_in_it(run, small_bundle, tmp_path, p
     assert (status, rows, len(errors)) == (2, [], 1)
 
 
+class TestSummary:
+    """What is printed: what an astronomer asks for, and with --full what the files have."""
+
+    @pytest.fixture
+    def table(self, make_result, tmp_path):
+        numbers = np.array([[12.34, 0.0123], [-180.0, 0.3], [0.0, -0.1]])
+        res = make_result(
+            passage=numbers,
+            passage_std=0.1 + np.abs(numbers),
+            facts=({"ra": 10.25, "dec": -3.5}, {}, {}),
+            failures=((1, "broken", "no such file"),),
+            warnings=((), ("odd",), ()),
+            flags=np.array([0, 4, 0]),
+        )
+        return summary(res.write(tmp_path / "out"))
+
+    def test_by_default(self, table, capsys):
+        from bayesspec.terminal import print_summary
+
+        print_summary(table)
+        header, *lines = list(csv.reader(capsys.readouterr().out.splitlines(), delimiter="\t"))
+        assert header == [
+            "file", "ra", "dec", "class", "probability", "S/N", "velocity [km/s]", "E(B-V) [mag]", "note"
+        ]  # fmt: skip
+        assert lines[0][:3] == ["star 0", "10.25000", "-3.50000"]
+        assert lines[0][6:] == ["12.3 \N{PLUS-MINUS SIGN} 12.4", "0.012 \N{PLUS-MINUS SIGN} 0.112", ""]
+        assert lines[1] == ["broken", *[""] * 7, "failed: no such file"]
+        assert lines[2][1:4] == ["", "", table["class"][2]]
+        assert lines[2][-1] == "odd"
+
+    def test_in_full(self, table, capsys):
+        from bayesspec.terminal import print_summary
+
+        print_summary(table, full=True)
+        header, *lines = list(csv.reader(capsys.readouterr().out.splitlines(), delimiter="\t"))
+        for n, line in enumerate(lines):
+            row = dict(zip(header, line, strict=True))
+            for name in (
+                "chi2",
+                "outlier_score",
+                "observed_fraction",
+                "used_fraction",
+                "log_density",
+                "scale",
+            ):
+                assert (
+                    not row[name] if n == 1 else float(row[name]) == pytest.approx(table[name][n], rel=1e-4)
+                )
+        assert not [name for name in header if name.startswith(("p_", "ew_")) or name == "z1"]
+        assert len(set(header)) == len(header)
+
+    def test_of_the_command(self, run, spectra, small_bundle, tmp_path):
+        command = ("denoise", spectra[0], "--model", small_bundle, "-o")
+        _, (short, _), _ = run(*command, tmp_path / "short")
+        _, (full, _), _ = run(*command, tmp_path / "full", "--full")
+        assert "chi2" not in short
+        assert {"chi2", "flags"} < set(full)
+        first, second = (summary(tmp_path / name) for name in ("short", "full"))
+        assert first.colnames == second.colnames
+
+
 def test_warnings_are_beside_the_class(run, monkeypatch, spectra, small_bundle, tmp_path):
     """On a terminal and in a pipe, of a run and of the demonstration."""
     from bayesspec import terminal

@@ -15,7 +15,7 @@ from bayesspec.distributions import NoiseFlow, RobustNoiseFlow
 from bayesspec.model import StellarModel
 from bayesspec.runtime import seeded
 
-__all__ = ["Flag", "PriorTail", "doubts", "features", "notes", "outlier_score", "significance"]
+__all__ = ["Flag", "PriorTail", "doubts", "features", "notes", "outlier_score", "quality", "significance"]
 
 RARE = 1e-3
 """Outlier score below which a star is said to be outside its class."""
@@ -86,6 +86,17 @@ class Flag(IntFlag):
     @classmethod
     def _missing_(cls, value: Any) -> Flag:
         return super()._missing_(index(value))  # several bits of a numpy integer, which is no int
+
+
+def quality(flags: int) -> str:
+    """What the flags of a star say, in a few words.
+
+    Example:
+        >>> quality(0), quality(3)
+        ('ok', 'low S/N, not a star')
+    """
+    words = ", ".join(str(flag.name) for flag in Flag(flags)) or "ok"
+    return words.lower().replace("_", " ").replace("snr", "S/N")
 
 
 class PriorTail:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bayesspec.observation import printable
 
-from .diagnostics import Flag
+from .diagnostics import quality
 from .star import Star
 
 if TYPE_CHECKING:
@@ -245,9 +245,8 @@ def _flux_label(unit: u.UnitBase, power: int) -> str:
 
 def flag_words(star: Star) -> str:
     """The flags of a star, as "low S/N, not a star"; its warnings where it has none."""
-    flags = ", ".join(str(flag.name) for flag in Flag(int(star.row["flags"])))
-    words = flags.lower().replace("_", " ").replace("snr", "S/N")
-    return plain(shorten(words or "; ".join(star.warnings), 50))
+    flags = int(star.row["flags"])
+    return plain(shorten(quality(flags) if flags else "; ".join(star.warnings), 50))
 
 
 def plain(text: str) -> str:

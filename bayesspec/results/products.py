@@ -247,7 +247,6 @@ def star_row(star: Star) -> dict[str, Any]:
         "reason": "",
         **{name: value for name, value in star.row.items() if name != "name"},
         **star.lines,
-        "snr": star.snr,
         "warnings": printable(star.row["warnings"]),
         **{f"p_{name}": float(p) for name, p in probabilities},
         **{f"z{k}": float(z) for k, z in enumerate(star.z, start=1)},

@@ -20,7 +20,7 @@ from bayesspec.grid import Rebinned, WavelengthGrid, mean_exposure
 from bayesspec.observation import printable
 
 from .figures import Figures
-from .star import Failure, Star
+from .star import Failure, Star, median_snr
 
 if TYPE_CHECKING:
     import torch
@@ -273,14 +273,31 @@ class Result(Figures):
 
     @property
     def table(self) -> Table:
-        """One row per star.
+        """One row per star: what an astronomer asks for. `full_table` has the diagnostics, too.
 
-        Columns: name; what the file says of the star, such as ra, dec and survey_class; class and
-        probability, of the best class; scale and unit, mean |flux| of the clean spectrum over the grid;
-        exposures, how many have an observed pixel; velocity_offset and ebv_excess, what the star has beyond
-        the stars of the library, with errors where there are draws; chi2, outlier_score, observed_fraction,
-        used_fraction, log_density, residual_share, see `Result`; how far the draws can be trusted, see
-        `Draws`; flags and warnings, what to look at as bits and in words.
+        Columns: name; what the file says of the star, such as ra, dec and survey_class; snr, median flux /
+        sigma of the observed pixels; class and probability, of the best class; velocity_offset and
+        ebv_excess, what the star has beyond the stars of the library, with errors where there are draws;
+        quality, which is "ok" or names the flags. Numbers are shown, and written, with a sensible number of
+        digits.
+        """
+        from .table import FORMATS
+
+        full = self.full_table
+        last = full.colnames.index("quality") + 1
+        table = full[full.colnames[:last]]
+        for name in FORMATS.keys() & set(table.colnames):
+            table[name].info.format = FORMATS[name]
+        return table
+
+    @property
+    def full_table(self) -> Table:
+        """One row per star: all numbers, with all their digits.
+
+        Columns: those of `table`; scale and unit, mean |flux| of the clean spectrum over the grid; exposures,
+        how many have an observed pixel; chi2, outlier_score, observed_fraction, used_fraction, log_density,
+        residual_share, see `Result`; how far the draws can be trusted, see `Draws`; flags and warnings, what
+        to look at as bits and in words.
         """
         return Table(self._columns(), meta={"method": self.method, "model": self.model_name})
 
@@ -295,15 +312,19 @@ class Result(Figures):
         return Table({"name": names, **self._line_columns()}, masked=True)
 
     def _columns(self) -> dict[str, Any]:
-        """Of `table`."""
+        """Of `full_table`."""
+        from .diagnostics import quality
         from .table import fact_columns, passage_columns
 
         rows = np.arange(len(self))
         return {
             "name": np.array(self.names, dtype=str),
             **fact_columns(self.facts),
+            "snr": np.array([median_snr(*parts) for parts in zip(*self.observed, strict=True)], dtype=float),
             "class": np.array(self.classes, dtype=str)[self.best_class],
             "probability": self.class_probabilities[rows, self.best_class],
+            **passage_columns(self.passage, self.passage_std),
+            "quality": np.array([quality(flags) for flags in np.asarray(self.flags).tolist()], dtype=str),
             "scale": np.abs(self.flux).mean(-1),
             "unit": np.array([unit.to_string() for unit in self.units], dtype=str),
             "exposures": (~self.observed_mask).any(-1).sum(-1),
@@ -312,7 +333,6 @@ class Result(Figures):
             "observed_fraction": self.observed_fraction,
             "used_fraction": self.used_fraction,
             "log_density": self.log_density,
-            **passage_columns(self.passage, self.passage_std),
             **({} if self.residual_share is None else {"residual_share": self.residual_share}),
             **({} if self.draws is None else self.draws.diagnostics),
             "flags": self.flags,
@@ -420,7 +440,7 @@ class Result(Figures):
         rows = [
             f"  {printable(row['name'])}: {row['class']} ({row['probability']:.2f})"
             + "".join(f"; {note}" for note in notes)
-            for row, notes in zip(self[:10].table, self.warnings[:10], strict=True)
+            for row, notes in zip(self[:10].full_table, self.warnings[:10], strict=True)
         ]
         flagged = sum(map(bool, self.warnings[10:]))
         more = f", {flagged} of them with warnings" if flagged else ""

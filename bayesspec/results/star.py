@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bayesspec.grid import Rebinned, WavelengthGrid
 
-__all__ = ["Failure", "Star"]
+__all__ = ["Failure", "Star", "median_snr"]
 
 Array = NDArray[np.floating[Any]]
 
@@ -39,7 +39,7 @@ class Star:
         z: Latents, (L,).
         classes: Names of the K classes.
         class_probabilities: (K,).
-        row: The star's row of `Result.table`, by column.
+        row: The star's row of `Result.full_table`, by column.
         lines: Its row of `Result.equivalent_widths`, by column, without the name and what is masked.
         warnings: What to look at.
         method: Name of the inference method.
@@ -64,10 +64,13 @@ class Star:
     model_name: str
     model_version: str
 
-    @property
-    def snr(self) -> float:
-        """Median flux / sigma of the observed pixels of the grid; 0 where no sigma is known."""
-        known = ~self.observed.mask & (self.observed.ivar > 0)
-        if not known.any():
-            return 0.0
-        return float(np.median(self.observed.flux[known] * np.sqrt(self.observed.ivar[known])))
+
+def median_snr(flux: NDArray, ivar: NDArray, mask: NDArray[np.bool_]) -> float:
+    """Median flux / sigma of the observed pixels, each (D,), mask True = bad; 0 where no sigma is known.
+
+    Example:
+        >>> median_snr(np.array([1.0, 3.0, 9.0]), np.full(3, 4.0), np.array([False, False, True]))
+        4.0
+    """
+    known = ~mask & (ivar > 0)
+    return float(np.median(flux[known] * np.sqrt(ivar[known]))) if known.any() else 0.0

@@ -18,6 +18,13 @@ from .lines import LINES, equivalent_width
 
 __all__ = ["fact_columns", "line_columns", "passage_columns"]
 
+FORMATS = {
+    **dict.fromkeys(("ra", "dec", "survey_redshift"), ".5f"),
+    **dict.fromkeys(("probability", "ebv_excess", "ebv_excess_err"), ".3f"),
+    **dict.fromkeys(("snr", "velocity_offset", "velocity_offset_err"), ".1f"),
+}
+"""How numbers of a table to read are shown."""
+
 OBSERVED = 0.9
 """Share of a line and its continuum that has to be observed."""
 

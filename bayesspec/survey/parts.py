@@ -41,12 +41,12 @@ def to_part(
     Columns: POSITION and NAME of the input; STAR, the star's name; vectors FLUX, FLUX_STD if the method gives
     one, OBSERVED and its standard deviation OBSERVED_STD (0 where it is unknown or nothing was observed) and
     MASK, all on the model's grid, in single precision; CLASS_PROBABILITIES and Z; and the columns of
-    `Result.table`.
+    `Result.full_table`.
 
     Arguments:
         stars: The stars in order.
         rows: Rows of the catalogue for these stars.
-        about: Unit and description of columns of `Result.table` by name.
+        about: Unit and description of columns of `Result.full_table` by name.
         facts: Header keywords about the run, with value and comment.
     """
     columns: dict[str, Any] = {

@@ -152,7 +152,7 @@ def _inferred(
     result = denoise(stars, model=model, method=orders.method, seed=orders.seed, **own)
     about |= {
         name: (str(column.unit or ""), column.description or "")
-        for name, column in result.table.columns.items()
+        for name, column in result.full_table.columns.items()
         if column.unit or column.description
     }
     return [result.star(n) for n in range(len(result))]

@@ -141,7 +141,7 @@ def test_output_is_better_than_the_input_and_intervals_hold(model, observed, lev
     assert np.mean((res.flux[0] - truth) ** 2) < np.mean((flux - truth) ** 2)
     inside = np.abs(res.flux[0] - truth) < 1.645 * res.flux_std[0]
     assert 0.75 < inside.mean() < 0.995
-    assert res.table["pareto_k"][0] < 0.7
+    assert res.full_table["pareto_k"][0] < 0.7
 
 
 @pytest.mark.slow

@@ -27,9 +27,9 @@ def test_the_hand_over_can_be_left_out(toy_model):
     star = bayesspec.Observation(toy_model.grid.wavelength, np.ones(toy_model.grid.size), scale=1.0)
     options = {"model": toy_model, "method": "importance", "draws": 20, "rounds": 0}
     res = bayesspec.denoise(star, **options)
-    assert not res.table["handed_over"][0]
+    assert not res.full_table["handed_over"][0]
     assert res.warnings[0][-1].startswith("unreliable importance weights: Pareto k")
-    assert "NUTS" not in res.table["warnings"][0]
+    assert "NUTS" not in res.full_table["warnings"][0]
     batch = ObservationBatch.from_observations([star], toy_model.grid)
     np.testing.assert_array_equal(res.draws.z, importance_draws(toy_model, batch, draws=20, rounds=0).z)
 
@@ -42,8 +42,8 @@ def test_doubtful_stars_are_drawn_by_nuts(toy_model, monkeypatch):
     star = bayesspec.Observation(wave, np.ones(len(wave)), name="a", scale=1.0)
     options = {"method": "importance", "draws": 20, "rounds": 0, "handover": True}
     res = bayesspec.denoise(star, model=toy_model, **options)
-    assert res.table["handed_over"][0]
-    assert "drawn by NUTS instead" in res.table["warnings"][0]
+    assert res.full_table["handed_over"][0]
+    assert "drawn by NUTS instead" in res.full_table["warnings"][0]
 
     batch = ObservationBatch.from_observations([star], toy_model.grid)
     chains = short(toy_model, batch)
@@ -51,7 +51,7 @@ def test_doubtful_stars_are_drawn_by_nuts(toy_model, monkeypatch):
     np.testing.assert_array_equal(res.draws.z[0, 0], pooled[(np.arange(20) * len(pooled)) // 20])
     np.testing.assert_allclose(np.exp(res.draws.log_weight), 1 / 20)
     for name in ("r_hat", "ess_bulk", "ess_tail", "divergences"):
-        np.testing.assert_array_equal(res.table[name], chains.diagnostics[name])
+        np.testing.assert_array_equal(res.full_table[name], chains.diagnostics[name])
 
     exact = quadrature(toy_model, batch)
     std = np.sqrt(np.diagonal(exact.z_cov[0]))

@@ -89,4 +89,6 @@ def test_result_has_widths_intervals_and_the_flag(toy_stellar):
     assert res.method == "laplace"
     assert (low < high).all()
     assert (res.flux_std > 0).all()
-    assert ((res.table["laplace_k"] > 0.7) == [Flag.BAD_LAPLACE in Flag(int(f)) for f in res.flags]).all()
+    assert (
+        (res.full_table["laplace_k"] > 0.7) == [Flag.BAD_LAPLACE in Flag(int(f)) for f in res.flags]
+    ).all()

@@ -85,7 +85,7 @@ def test_a_slice_is_the_result_of_its_stars(result):
     np.testing.assert_array_equal(result[1:].draws.z, result.draws.z[1:])
     np.testing.assert_allclose(result[2].interval()[0][0], result.interval()[0][2], rtol=1e-5)
     for name in ("pareto_k", "ess_bulk"):
-        np.testing.assert_array_equal(result[1].table[name], result.table[name][1:2])
+        np.testing.assert_array_equal(result[1].full_table[name], result.full_table[name][1:2])
 
 
 def test_products_hold_the_standard_deviation(result, tmp_path):

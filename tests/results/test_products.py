@@ -127,7 +127,7 @@ def test_summary_has_a_row_per_input_in_the_order_of_the_input(make_result, tmp_
     assert list(table["class"].mask) == [True, False, False, True, False]
     good = table[table["status"] == "ok"]
     for name in ("probability", "scale", "chi2", "outlier_score", "observed_fraction", "log_density"):
-        np.testing.assert_allclose(good[name], res.table[name])
+        np.testing.assert_allclose(good[name], res.full_table[name])
     for k, name in enumerate(res.classes):
         np.testing.assert_allclose(good[f"p_{name}"], res.class_probabilities[:, k])
     assert all((tmp_path / file).exists() for file in good["file"])

@@ -56,7 +56,7 @@ def test_the_unit_of_the_flux_is_only_a_unit(make_result, power):
     np.testing.assert_allclose(res.flux_std, usual.flux_std * scale, rtol=1e-6)
     np.testing.assert_allclose(res.observed.flux, usual.observed.flux * scale, rtol=1e-6)
     np.testing.assert_allclose(res.observed.ivar * scale, usual.observed.ivar / scale, rtol=1e-6)
-    np.testing.assert_allclose(res.table["scale"], usual.table["scale"] * scale, rtol=1e-6)
+    np.testing.assert_allclose(res.full_table["scale"], usual.full_table["scale"] * scale, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -91,12 +91,53 @@ def test_rows_must_fit_the_stars(make_result, name):
 
 def test_table_has_a_row_per_star(make_result):
     res = make_result(warnings=((), ("a", "b"), ()))
-    table = res.table
+    table = res.full_table
     assert list(table["name"]) == list(res.names)
     assert list(table["class"]) == [res.classes[k] for k in res.best_class]
     np.testing.assert_allclose(table["probability"], res.class_probabilities.max(-1))
     np.testing.assert_allclose(table["scale"], np.abs(res.flux).mean(-1))
     assert list(table["warnings"]) == ["", "a; b", ""]
+
+
+class TestTable:
+    """The short table is the beginning of the full one, and says which stars are doubtful."""
+
+    SHORT = ("name", "ra", "obsid", "snr", "class", "probability", "velocity_offset", "velocity_offset_err",
+             "ebv_excess", "ebv_excess_err", "quality")  # fmt: skip
+
+    @pytest.fixture
+    def res(self, make_result):
+        numbers = np.array([[12.345678, 0.0123456], [-180.0, 0.3], [0.0, -0.1]])
+        facts = ({"ra": 10.123456789, "obsid": 7}, {}, {"ra": 2.0})
+        return make_result(
+            passage=numbers, passage_std=0.1 * np.abs(numbers), facts=facts, flags=np.array([0, 3, 4]),
+            warnings=((), ("no star",), ("odd",)), residual_share=np.full(3, 0.2),
+        )  # fmt: skip
+
+    def test_has_what_an_astronomer_asks_for_and_no_more(self, res):
+        assert tuple(res.table.colnames) == self.SHORT
+        assert set(self.SHORT) < set(res.full_table.colnames)
+        assert {"chi2", "outlier_score", "log_density", "flags", "warnings"} <= set(res.full_table.colnames)
+
+    def test_says_the_same_as_the_full_one(self, res):
+        """Number for number, whatever digits are shown."""
+        assert res.table.meta == res.full_table.meta
+        for name in self.SHORT:
+            np.testing.assert_array_equal(np.ma.asarray(res.table[name]), np.ma.asarray(res.full_table[name]))
+            assert res.table[name].unit == res.full_table[name].unit
+        assert res.table.pformat(max_width=-1)[-3].split()[2:4] == ["10.12346", "7"]
+
+    def test_quality_is_ok_without_flags_alone(self, res):
+        assert list(res.table["quality"]) == ["ok", "low S/N, not a star", "outside class"]
+        assert [word == "ok" for word in res.table["quality"]] == [not flags for flags in res.flags]
+
+    def test_snr_is_the_median_of_the_observed_pixels(self, res):
+        for n, snr in enumerate(res.table["snr"]):
+            flux, ivar, mask = (part[n] for part in res.observed)
+            assert snr == pytest.approx(np.median((flux * np.sqrt(ivar))[~mask]))
+
+    def test_unknown_noise_has_no_snr(self, make_result):
+        assert not make_result(ivar=False).table["snr"].any()
 
 
 def test_no_star_is_a_result_too(make_result):
@@ -183,7 +224,9 @@ class TestWarnings:
         assert repr(many).endswith("... 2 more, 1 of them with warnings>")
 
     def test_spectrum(self, flagged):
-        assert [flagged.to_spectrum(n).meta["warnings"] for n in range(3)] == list(flagged.table["warnings"])
+        assert [flagged.to_spectrum(n).meta["warnings"] for n in range(3)] == list(
+            flagged.full_table["warnings"]
+        )
 
     def test_figure(self, flagged):
         for star in flagged:

@@ -167,13 +167,13 @@ def test_what_the_diagnostics_say_is_in_the_table(toy_model, stars):
     """A run that is too short is flagged; a number that fails has its words, one that does not has none."""
     short = denoise(stars[0], model=toy_model, method="nuts", chains=2, warmup=5, draws=10)
     assert any("effective draws" in note for note in short.warnings[0])
-    row = short.table[0]
+    row = short.full_table[0]
     for column, phrase, fails in (
         ("r_hat", "chains disagree", row["r_hat"] >= 1.01),
         ("divergences", "divergences", row["divergences"] > 0),
         ("ess_bulk", "few effective draws", min(row["ess_bulk"], row["ess_tail"]) <= 400),
     ):
-        assert column in short.table.colnames
+        assert column in short.full_table.colnames
         assert (phrase in row["warnings"]) == fails
     assert Flag.FEW_DRAWS in Flag(row["flags"])
     assert int(row["flags"]).bit_count() == len(short.warnings[0])

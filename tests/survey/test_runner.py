@@ -62,7 +62,7 @@ def test_parts_hold_what_denoise_gives(table, whole, small_bundle):
     names = np.concatenate([table["STAR"] for table in tables])
     assert list(names.astype(str)) == list(result.names) == [f"star {n}" for n in range(COUNT)]
     np.testing.assert_allclose(fits.getdata(parts[0], "WAVELENGTH")["WAVELENGTH"], result.wavelength)
-    for name in result.table.colnames:
+    for name in result.full_table.colnames:
         if name != "name":
             assert name.upper() in tables[0].colnames
 
