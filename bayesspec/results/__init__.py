@@ -1,1 +1,1 @@
-"""What inference found, for people: results, tables, words of warning, files, figures."""
+"""Results of inference: tables, warnings, files and figures."""

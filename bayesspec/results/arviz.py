@@ -1,4 +1,4 @@
-"""Posteriors for ArviZ, from plain arrays: its container of either generation."""
+"""Posteriors for ArviZ, from plain arrays, for its versions 0.x and 1.x."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["ArvizInput", "to_arviz"]
 
 
 _UNITS = {"velocity_offset": "km / s", "ebv_excess": "mag"}
-"""Of what happens to the light on its way; the others are logs of factors."""
+"""Units of the passage effects; the others are logs of factors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +41,11 @@ class ArvizInput:
         thin: See `replicated`.
         sample_stats: Statistics of the sampler, each (C, T), by ArviZ's names.
         warmup_stats: The same of its warm-up, each (C, W).
-        attrs: What to know about the posterior: model, method, star.
-        h: Log sizes of the residuals, (C, T, H), of a model that has a residual term.
-        w: Latents of the residual term, (C, T, R), likewise.
-        x: Velocity and throughput, (C, T, P), of a model that has a passage.
-        passage: Their names.
+        attrs: Information about the posterior: model, method, star.
+        h: Noise level and log amplitudes of the residuals, (C, T, H), for a model with a residual term.
+        w: Patterns of the residual term, (C, T, R), likewise.
+        x: Velocity and throughput, (C, T, P), for a model with a passage.
+        passage: Names of the columns of x.
     """
 
     z: NDArray
@@ -72,16 +72,15 @@ class ArvizInput:
 def to_arviz(star: ArvizInput) -> InferenceData | DataTree:
     """ArviZ's container: an `InferenceData` of ArviZ 0.x, an `xarray.DataTree` of ArviZ 1.x.
 
-    Groups: `posterior` (z; passage, by the names of its effects; h and w of a residual term, its log size and
-    its patterns; log_scale of free exposures), `sample_stats` and
-    `warmup_sample_stats` where the sampler has any, `log_likelihood`, `observed_data`,
-    `posterior_predictive` of every `thin`-th draw, `predictions` from the same draws (class_probability,
-    p(C | z), and flux, the clean spectrum with its gaps filled), `constant_data` (the exposures on the grid,
-    and which pixels have a term in the likelihood).
+    Groups: `posterior` (z; passage, by the names of its effects; h and w, amplitudes and patterns of the
+    residual term; log_scale of free exposures), `sample_stats` and `warmup_sample_stats` if the sampler has
+    any, `log_likelihood`, `observed_data`, `posterior_predictive` of every `thin`-th draw, `predictions` from
+    the same draws (class_probability, p(C | z), and flux, the clean spectrum with its gaps filled),
+    `constant_data` (the exposures on the grid, and which pixels have a term in the likelihood).
 
     `y` has the dimension `pixel`: the pixels of all exposures that have a term in the likelihood, with
-    their `wavelength` and `exposure` as coordinates. Pixels that were not observed are not there, so that
-    leave-one-out cross-validation has neither NaN nor terms without data.
+    their `wavelength` and `exposure` as coordinates. Unobserved pixels are left out, so that leave-one-out
+    cross-validation has neither NaN nor terms without data.
 
     Arguments:
         star: The posterior of one star.

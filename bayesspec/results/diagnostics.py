@@ -1,4 +1,4 @@
-"""What there is to doubt in a star: how rare it is, what the model does not describe, and in words."""
+"""Checks of each star: how unusual it is, how well the model describes it, and warnings in words."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from bayesspec.runtime import seeded
 __all__ = ["Flag", "PriorTail", "doubts", "features", "notes", "outlier_score", "quality", "significance"]
 
 RARE = 1e-3
-"""Outlier score below which a star is said to be outside its class."""
+"""Outlier score below which there is a warning that the star is outside its class."""
 
 LEAST = 1e-30
-"""Outlier score below which it is not told apart from 0."""
+"""Smallest outlier score that a warning reports as a number."""
 
 EXCESS_NOISE = 4.0
-"""Mean square of the whitened noise above which it is said that the model does not describe the data."""
+"""Mean square of the whitened noise above which there is a warning of a bad fit."""
 
 R_HAT, ESS, PARETO_K = 1.01, 400.0, 0.7
-"""What chains, and weights, must keep to be trusted (Vehtari et al. 2021, 2024)."""
+"""Limits for reliable chains and weights (Vehtari et al. 2021, 2024)."""
 
 APART = 0.03
-"""Log ratio of the arms above which it is said that they do not join."""
+"""Log ratio of the arms above which there is a warning that they do not join."""
 
 UNFINISHED = 0.1
-"""Gain in log density that one more step promises, above which a maximum is said not to be one."""
+"""Predicted gain in log density by one more step, above which there is a warning of non-convergence."""
 
 MISFIT_SPREAD = 0.12
-"""Scatter of `chi2` about 1 among unseen stars, where the model knows the noise."""
+"""Scatter of `chi2` around 1 among unseen stars with known noise."""
 
 CURVES = 8
-"""Polynomials of the wavelength, from a constant on, that make a smooth curve: no line, no band."""
+"""Number of polynomials of the wavelength, from a constant, in a smooth curve without lines or bands."""
 
 FEATURES_SPREAD = 0.12
-"""Scatter about 1 of how strong lines and bands of their kind are in unseen stars, beside its error."""
+"""Scatter around 1 of the strength of lines and bands in unseen stars, in addition to its error."""
 
 FAINT, FAINT_SPREAD = 50.0, 10.0
 """Significance of a whole spectrum below which there may be no star in it: S/N 1 in each of 2500 pixels."""
 
 
 class Flag(IntFlag):
-    """What there is to doubt in a star, as bits; each that is set has its words in the star's warnings.
+    """The warnings of a star as bits; each bit that is set has a text in the star's warnings.
 
-    A bit keeps its meaning from version to version.
+    The bits keep their meaning in later versions.
 
     Example:
         >>> [flag.name for flag in Flag(36)], Flag.NOT_A_STAR in Flag(36)
@@ -63,7 +63,7 @@ class Flag(IntFlag):
     NOT_A_STAR = 2
     """Lines and bands of its class are missing or too weak, as in a galaxy, a quasar or a straight line."""
     OUTSIDE_CLASS = 4
-    """Stars of its class are hardly ever as unusual, see `outlier_score`."""
+    """Stars of its class are hardly ever this unusual, see `outlier_score`."""
     OUTSIDE_MODEL = 8
     """The residuals are much larger than expected: the model does not describe the star, or its noise."""
     ARMS_DO_NOT_JOIN = 16
@@ -85,7 +85,7 @@ class Flag(IntFlag):
 
     @classmethod
     def _missing_(cls, value: Any) -> Flag:
-        return super()._missing_(index(value))  # several bits of a numpy integer, which is no int
+        return super()._missing_(index(value))  # for several bits in a numpy integer, which is not an int
 
 
 def quality(flags: int) -> str:
@@ -100,10 +100,10 @@ def quality(flags: int) -> str:
 
 
 class PriorTail:
-    """How rare a star is in its class: the share of the class's own draws that are less probable.
+    """How unusual a star is in its class: the fraction of prior draws of the class that are less probable.
 
-    With a residual term a star is rarer the larger its residuals are for its kind, too: beside the density of
-    z counts that of the size h, where it is above the usual.
+    With a residual term, unusually large residuals count too: the density of z is multiplied by that of the
+    mean amplitude, if it is above the usual one.
     """
 
     @torch.no_grad()
@@ -114,7 +114,7 @@ class PriorTail:
             every = torch.arange(len(model.classes), device=model.class_logits.device)
             drawn = prior(every).sample((draws,)).unbind(1)
             size = torch.randn(draws, min(1, model.residual_dim), device=every.device)
-        # Each class by itself: the density of all classes at once would be asked for every class's draws.
+        # One class at a time, because the joint distribution would compute all densities for all draws.
         density = [prior.of_class(k, Size([draws])) for k in range(len(drawn))]
         self.sorted = torch.stack(
             [(own.log_prob(z) + _log_size(size)).sort().values for own, z in zip(density, drawn, strict=True)]
@@ -128,20 +128,20 @@ class PriorTail:
         return (below + 1) / (self.sorted.shape[-1] + 1)
 
     def _mean_size(self, w: Tensor) -> Tensor:
-        """How large residuals are along the whole spectrum, standard normal, (..., 1); (..., 0) of none."""
+        """Mean amplitude of the residuals, standard normal, (..., 1); (..., 0) without a residual term."""
         if self.residual is None:
             return w[..., :0]
         return self.residual.mean_size(self.residual.split(w)[0])[..., None]
 
 
 def _log_size(h: Tensor) -> Tensor:
-    """Log density of sizes (..., 1) above the usual, (...), up to a constant; 0 of none, (..., 0)."""
+    """Log density of amplitudes (..., 1) if above the usual, (...), up to a constant; 0 for (..., 0)."""
     return -0.5 * h.clamp_min(0.0).square().sum(-1)
 
 
 def significance(flow: NoiseFlow | RobustNoiseFlow, batch: ObservationBatch) -> Tensor:
-    """The spectrum's amplitude in units of its error, (N,), if nothing but the amplitude were free."""
-    weight = flow.precision(batch.flux)  # a cosmic ray has none
+    """The spectrum's amplitude in units of its error, (N,), if only the amplitude were free."""
+    weight = flow.precision(batch.flux)  # near 0 for a cosmic ray
     power = (weight * flow.loc.square()).sum((-2, -1))
     seen = torch.where(batch.mask, 0.0, batch.flux) / flow.scale[..., None]
     return (weight * flow.loc * seen).sum((-2, -1)) / power.clamp_min(1e-12).sqrt()
@@ -150,22 +150,21 @@ def significance(flow: NoiseFlow | RobustNoiseFlow, batch: ObservationBatch) -> 
 def features(
     model: StellarModel, batch: ObservationBatch, flow: NoiseFlow | RobustNoiseFlow, zx: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """How strong the lines and bands of its kind are in a spectrum, (N,), and the error of that, (N,).
+    """Strength of the lines and bands of a spectrum relative to its kind, (N,), and its error, (N,).
 
-    By least squares, beside a smooth curve, which may be anything: what stars like it have on average, given
-    z and x, counts 1 in a star. A straight line, a step or a galaxy can be fitted well, but by a w that takes
-    these lines away.
+    Least squares of the mean spectrum for z and x plus a free smooth curve: a typical star has 1. A straight
+    line, a step or a galaxy can be fitted well too, but only with a w that removes these lines.
     """
     usual = model.spectrum(torch.cat([zx, zx.new_zeros(len(zx), model.residual_dim)], dim=-1))
-    precision = flow.precision(batch.flux)  # a cosmic ray has none
+    precision = flow.precision(batch.flux)  # near 0 for a cosmic ray
     total = precision.sum(-2)
     seen = torch.where(batch.mask, 0.0, batch.flux) / flow.scale[..., None]
     seen = (precision * seen).sum(-2) / total.clamp_min(1e-12)
 
-    # Chebyshev's polynomials.
+    # Chebyshev polynomials.
     angle = torch.linspace(-1, 1, model.grid.size, device=zx.device, dtype=zx.dtype).acos()
     curves = (angle[:, None] * torch.arange(CURVES, device=zx.device)).cos()
-    if model.passage is not None:  # a step between the arms is no line either
+    if model.passage is not None:  # a step between the arms is also free
         curves = torch.cat([curves, model.passage.curves.to(zx.dtype).T[:, 1:2]], dim=-1)
     smooth = torch.linalg.qr(total.sqrt()[..., None] * curves).Q
 
@@ -179,10 +178,10 @@ def features(
 
 
 def doubts(rarity: Tensor, chi2: Tensor, signal: Tensor, features: Tensor, error: Tensor) -> Tensor:
-    """How probable it is, (4, N), that a star of its class is stranger than this one in each of four ways.
+    """Probability that a star of its class is more unusual than this one, in each of four ways, (4, N).
 
-    Rare for its class; not described by the model; hardly there at all; without the lines of its kind. Of the
-    third nobody can know the probability: it is a step about `FAINT`, from 1 to 0.
+    They are: rare latents; bad fit; weak signal; weak lines and bands. The third has no natural probability,
+    so it is a smooth step from 1 to 0 around `FAINT`.
     """
     return torch.stack(
         [
@@ -195,14 +194,14 @@ def doubts(rarity: Tensor, chi2: Tensor, signal: Tensor, features: Tensor, error
 
 
 def outlier_score(doubts: Tensor) -> Tensor:
-    """The probability that the least of as many independent ones as there are, (M, N), is as small, (N,)."""
-    return -torch.expm1(len(doubts) * torch.log1p(-doubts.amin(0)))  # exact where it is tiny
+    """The probability that the smallest of M independent probabilities is as small as in (M, N), (N,)."""
+    return -torch.expm1(len(doubts) * torch.log1p(-doubts.amin(0)))  # accurate if tiny
 
 
 def notes(
     chi2: float, outlier: float, signal: float, lacking: float, step: float, diagnostics: dict[str, float]
 ) -> dict[Flag, str]:
-    """What there is to say; `lacking` is how strong the lines are where that is the reason, else NaN."""
+    """The warnings of a star; `lacking` is the strength of its lines if that is the reason, else NaN."""
     said: dict[Flag, str] = {}
     if signal < FAINT:
         said[Flag.LOW_SNR] = f"very weak signal: {max(signal, 0.0):.0f} times its error over all pixels"
@@ -219,10 +218,10 @@ def notes(
         )
     if abs(step) > APART:
         said[Flag.ARMS_DO_NOT_JOIN] = (
-            f"arms do not join: relative to the blue arm, the red arm is {np.exp(step):.2f} times too bright"
+            f"arms do not join: the red arm is {np.exp(step):.2f} times as bright as the blue arm implies"
         )
     if (gain := diagnostics.get("promise", 0.0)) > UNFINISHED:
-        said[Flag.UNFINISHED] = f"not converged: one more step promises a gain of {gain:.1g} in log density"
+        said[Flag.UNFINISHED] = f"not converged: one more step would gain about {gain:.1g} in log density"
     if diagnostics.get("budget_spent", False):
         said[Flag.BUDGET_SPENT] = "NUTS has used up its budget of steps"
     if diagnostics.get("r_hat", 1.0) >= R_HAT:

@@ -1,4 +1,4 @@
-"""What the file of a star says of it: where it is, its survey's numbers, class and redshift."""
+"""Facts about a star from its file: coordinates, survey identifiers, class and redshift."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["FACTS", "Fact", "known_facts"]
 
 
 class Fact(NamedTuple):
-    """A column of the table: what it is made of, and how a FITS header calls it."""
+    """A column of the table: its source, type, and FITS keyword."""
 
     key: str
-    """In the `meta` of an `Observation`."""
+    """Key in the `meta` of an `Observation`."""
     kind: type
     card: str
     comment: str
@@ -31,18 +31,18 @@ FACTS = {
     "plate": Fact("plate", int, "PLATE", "SDSS plate"),
     "mjd": Fact("mjd", int, "MJD", "day of the observation"),
     "fiber": Fact("fiber", int, "FIBERID", "fibre"),
-    "obsid": Fact("obsid", int, "OBSID", "number of the LAMOST spectrum"),
-    "target_id": Fact("target_id", int, "TARGETID", "number of the DESI target"),
+    "obsid": Fact("obsid", int, "OBSID", "ID of the LAMOST spectrum"),
+    "target_id": Fact("target_id", int, "TARGETID", "ID of the DESI target"),
     "gaia_id": Fact("gaia_id", int, "GAIA_ID", "Gaia source"),
-    "survey_class": Fact("class", str, "SVYCLASS", "class, by the survey"),
-    "survey_subclass": Fact("subclass", str, "SVYSUBCL", "subclass, by the survey"),
-    "survey_redshift": Fact("redshift", float, "SVYZ", "redshift, by the survey"),
+    "survey_class": Fact("class", str, "SVYCLASS", "class from the survey"),
+    "survey_subclass": Fact("subclass", str, "SVYSUBCL", "subclass from the survey"),
+    "survey_redshift": Fact("redshift", float, "SVYZ", "redshift from the survey"),
 }
-"""Columns of facts, in their order."""
+"""Columns of facts, in order."""
 
 
 def known_facts(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts among what is known of a star, by column; without those of no use, such as an empty text.
+    """The facts in the `meta` of a star, by column, without invalid ones such as an empty text.
 
     Example:
         >>> known_facts({"ra": 10.5, "class": "STAR", "plate": "?", "exposures": ("coadd",)})

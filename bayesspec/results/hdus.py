@@ -1,4 +1,4 @@
-"""One star as a FITS file, which `specutils.Spectrum.read` and `astropy.table.Table.read` take as it is."""
+"""One star as a FITS file for `specutils.Spectrum.read` and `astropy.table.Table.read`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["to_hdus"]
 
 
 def to_hdus(star: Star) -> fits.HDUList:
-    """The FITS file of one star: all that is known pixel by pixel in a table SPECTRUM, and images before it.
+    """The FITS file of one star: images, and a table SPECTRUM with all quantities per pixel.
 
-    Of a table specutils takes columns for what their units say: what was observed for the uncertainty, and a
-    flux without unit for nothing. So the clean spectrum, its standard deviation and its mask are images, too,
-    whose names say what they are. The star's keywords are in the table's header and in the file's, which
-    specutils keeps.
+    specutils identifies the columns of a table by their units: it would take the observed flux for the
+    uncertainty, and ignore a flux without unit. So the clean spectrum, its standard deviation and its mask
+    are also images, which it identifies by name. The star's keywords are in the header of the table and in
+    that of the file, which specutils keeps.
     """
     observed, unit = star.observed, star.unit
     columns = {"WAVELENGTH": star.grid.wavelength * u.AA, "FLUX": star.flux * unit}
@@ -40,7 +40,7 @@ def to_hdus(star: Star) -> fits.HDUList:
     )
     values, spelled = _in_fits(columns["FLUX"])
     images = [fits.PrimaryHDU(values)]
-    images[0].header.extend([*_axis(star.grid), ("BUNIT", spelled, "of the flux")])
+    images[0].header.extend([*_axis(star.grid), ("BUNIT", spelled, "unit of the flux")])
     if "FLUX_STD" in columns:
         images.append(fits.ImageHDU(_in_fits(columns["FLUX_STD"])[0], name="STD"))
     images.append(fits.ImageHDU(observed.mask.astype(np.uint8), name="MASK"))
@@ -51,7 +51,7 @@ def to_hdus(star: Star) -> fits.HDUList:
 
 
 def _axis(grid: WavelengthGrid) -> list[tuple[str, Any, str]]:
-    """The wavelengths as FITS has them: w = CRVAL1 + CDELT1 * p, or CRVAL1 * exp(CDELT1 / CRVAL1 * p)."""
+    """FITS keywords of the wavelengths: w = CRVAL1 + CDELT1 * p, or CRVAL1 * exp(CDELT1 / CRVAL1 * p)."""
     step = (grid.stop - grid.start) / (grid.size - 1)
     if grid.log:
         step = grid.start * np.log(grid.stop / grid.start) / (grid.size - 1)
@@ -59,15 +59,15 @@ def _axis(grid: WavelengthGrid) -> list[tuple[str, Any, str]]:
         ("CTYPE1", "WAVE-LOG" if grid.log else "WAVE", "in vacuum"),
         ("CUNIT1", "Angstrom", ""),
         ("CRPIX1", 1.0, ""),
-        ("CRVAL1", grid.start, "of the first pixel"),
-        ("CDELT1", step, "at the first pixel"),
+        ("CRVAL1", grid.start, "wavelength of the first pixel"),
+        ("CDELT1", step, "step at the first pixel"),
     ]
 
 
 _BEYOND_THE_LIBRARY = (
-    ("VELOFF", "velocity_offset", "[km/s] beyond the library's stars"),
+    ("VELOFF", "velocity_offset", "[km/s] relative to library stars"),
     ("VELOFFE", "velocity_offset_err", "[km/s] standard deviation"),
-    ("EBVEXC", "ebv_excess", "[mag] E(B-V) beyond the library's stars"),
+    ("EBVEXC", "ebv_excess", "[mag] E(B-V) relative to library stars"),
     ("EBVEXCE", "ebv_excess_err", "[mag] standard deviation"),
 )
 
@@ -102,14 +102,14 @@ def _cards(star: Star) -> list[tuple[str, Any, str]]:
             for k, factor in enumerate(star.scale, start=1)
         ),
         ("CHI2", float(row["chi2"]), "mean square of whitened noise, 1 = as modelled"),
-        ("OUTLIER", float(row["outlier_score"]), "probability to look as strange; small = outlier"),
-        ("OBSFRAC", float(row["observed_fraction"]), "share of the grid observed"),
-        ("USEDFRAC", float(row["used_fraction"]), "share of likelihood terms used"),
+        ("OUTLIER", float(row["outlier_score"]), "probability to be as unusual; small = outlier"),
+        ("OBSFRAC", float(row["observed_fraction"]), "fraction of the grid observed"),
+        ("USEDFRAC", float(row["used_fraction"]), "fraction of likelihood terms used"),
         ("LOGDENS", float(row["log_density"]), "log p(y, z, C)"),
     ]
-    cards.append(("FLAGS", int(row["flags"]), "bits, 0 = nothing to look at"))
+    cards.append(("FLAGS", int(row["flags"]), "warnings as bits, 0 = none"))
     cards += [(f"WARN{k}", _ascii(note), "") for k, note in enumerate(star.warnings, start=1)]
-    # FITS has no number that is not finite; an undefined value is what it has instead.
+    # FITS keywords cannot be NaN or infinite; such values are left undefined.
     return [
         (key, None if isinstance(value, float) and not np.isfinite(value) else value, comment)
         for key, value, comment in cards
@@ -122,7 +122,7 @@ def _column(name: str, values: u.Quantity) -> fits.Column:
 
 
 def _in_fits(values: u.Quantity) -> tuple[NDArray[np.float64], str]:
-    # FITS has powers of ten only, so any other factor goes into the values; a few units it lacks.
+    # FITS units only have powers of ten, so other factors go into the values; a few units FITS does not have.
     unit, spelled = values.unit, values.unit.to_string()
     for candidate in (unit, u.CompositeUnit(1, unit.bases, unit.powers)):
         with suppress(ValueError):

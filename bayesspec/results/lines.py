@@ -17,10 +17,10 @@ Band = tuple[float, float]
 
 @dataclass(frozen=True)
 class Line:
-    """Where a line is, and where its continuum: bands in vacuum Angstrom.
+    """The bands of a line and its continuum, in vacuum Angstrom.
 
     Arguments:
-        feature: Bands that are integrated.
+        feature: Bands over which the line is integrated.
         blue: Continuum on the blue side.
         red: Continuum on the red side.
     """
@@ -42,26 +42,26 @@ LINES = {
     "Na D": Line(((5878.5, 5911.0),), (5862.2, 5877.3), (5923.7, 5949.7)),
     "TiO": Line(((6191.3, 6273.8),), (6068.3, 6143.3), (6374.4, 6416.9)),
 }
-"""Lick's bands (Worthey et al. 1994, ApJS 94, 687; TiO is its TiO2; H gamma and H delta are the wide ones of
-Worthey & Ottaviani 1997, ApJS 111, 377), for Ca II those of Cenarro et al. 2001 (MNRAS 326, 959), and for
-H alpha bands as wide on either side; from air to vacuum."""
+"""Lick bands (Worthey et al. 1994, ApJS 94, 687; TiO is TiO2; H gamma and H delta are the wide ones of
+Worthey & Ottaviani 1997, ApJS 111, 377), those of Cenarro et al. 2001 (MNRAS 326, 959) for Ca II, and bands
+of similar width for H alpha; converted from air to vacuum."""
 
 
 def equivalent_width(
     grid: WavelengthGrid, flux: NDArray, mask: NDArray, line: Line, velocity: float = 0.0
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Equivalent width of a line, positive in absorption, Angstrom, and where it can be measured, (...,).
+    """Equivalent width of a line in Angstrom, positive in absorption, and whether it was measured, (...,).
 
-    The continuum is the straight line through the mean fluxes of the two sides, as Lick's indices have it. It
-    cannot be measured where a pixel of its bands is missing or the continuum is not positive, nor on pixels
-    wider than a band; 0 is given.
+    The continuum is the straight line through the mean fluxes of the two sides, as for the Lick indices. The
+    width cannot be measured if a pixel of its bands is missing, the continuum is not positive, or the pixels
+    are wider than a band; it is then 0.
 
     Arguments:
         grid: Wavelength grid.
         flux: (..., D), any unit: the width does not depend on it.
         mask: True = bad, (..., D).
         line: One of `LINES`.
-        velocity: Of the star, km/s: the bands move with it, and the width is that at rest.
+        velocity: Velocity of the star, km/s: the bands are shifted by it, and the width is that at rest.
 
     Example:
         >>> grid = WavelengthGrid()
@@ -75,7 +75,7 @@ def equivalent_width(
     length = np.diff(edges)
 
     def share(bands: tuple[Band, ...]) -> NDArray[np.float64]:
-        """Length of each pixel that is inside, (D,)."""
+        """Length of each pixel inside the bands, (D,)."""
         inside = [np.minimum(edges[1:], high) - np.maximum(edges[:-1], low) for low, high in bands]
         return sum(np.clip(part, 0, length) for part in inside)
 

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: a FITS table per star and one summary with a row per input."""
+"""Products of a run on disk: a FITS table per star and one summary with a row per input."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ SUMMARY = "summary.ecsv"
 """Name of the table of the run."""
 
 QUICK = 0.5
-"""Seconds: a summary that is written faster is written after every batch."""
+"""A summary that takes less than this many seconds to write is written after every batch."""
 
 NOT_REACHED = "not reached"
-"""Status of an input that the run has not come to."""
+"""Status of an input that is not processed yet."""
 
 SHARE = 0.1
-"""Of the time of a run, at most, for writing the summary again and again: of 10,000 rows it takes seconds."""
+"""Maximum fraction of a run's time for rewriting the summary, which takes seconds for 10,000 rows."""
 
 TABLE, FIGURE = ".denoised.fits", ".png"
 
@@ -49,12 +49,12 @@ def write_products(rows: Sequence[Star | Failure], folder: str | Path, *, overwr
     """Write stars into a folder: a FITS table for each, and `summary.ecsv` with a row per input.
 
     Arguments:
-        rows: A star for each input, or why there is none.
-        folder: Where to write; made if need be.
+        rows: A star for each input, or the reason why there is none.
+        folder: Output folder, created if necessary.
         overwrite: Replace files of an earlier run.
 
     Raises:
-        BayesspecError: if one of these files is there and `overwrite` is False, or it cannot be written.
+        BayesspecError: if one of these files exists and `overwrite` is False, or it cannot be written.
 
     Returns:
         The folder.
@@ -70,23 +70,24 @@ def write_products(rows: Sequence[Star | Failure], folder: str | Path, *, overwr
 
 
 class ProductWriter:
-    """Writes the products of a run star by star, so that no more than one is held in memory.
+    """Writes the products of a run star by star, so that only one star is in memory.
 
-    The files of the whole run are settled before the first is written: an output that is there already is
-    an error at once, not after hours. Each file is written beside its place and then moved there, so that
-    none is ever half a file, whatever ends the run.
+    The names of all files are fixed before the first is written, so an existing output is an error at once,
+    not after hours. Each file is written under a temporary name and then moved into place, so that none is
+    ever incomplete, whatever ends the run.
 
-    The summary of a run that made no product stands in nobody's way, and is replaced.
+    The summary of a run without products is replaced without asking.
 
     Arguments:
-        folder: Where to write; made if need be.
-        names: Of all inputs, in order: star names or file names. Two inputs of one name get two files.
-        stems: What the files are called after, if not after the names.
+        folder: Output folder, created if necessary.
+        names: Names of all inputs, in order: star names or file names. Two inputs with the same name get two
+            files.
+        stems: Names of the files, if not those of the inputs.
         figures: Save a figure of every star beside its table.
-        overwrite: Replace files of an earlier run. What it left of an input that now fails is removed.
+        overwrite: Replace files of an earlier run, and remove those of inputs that now fail.
 
     Raises:
-        BayesspecError: if a product is there already and `overwrite` is False, a folder has its name, or the
+        BayesspecError: if a product exists already and `overwrite` is False, a folder has its name, or the
             output folder cannot be made.
     """
 
@@ -112,13 +113,13 @@ class ProductWriter:
         products = [f"{stem}{suffix}" for stem in self.stems for suffix in self._suffixes]
         taken = [name for name in (SUMMARY, *products) if name in there]
         if blocked := [name for name in taken if there[name]]:
-            raise BayesspecError(f"{self.folder / blocked[0]}: is a folder, and a product has this name")
+            raise BayesspecError(f"{self.folder / blocked[0]}: is a folder with the name of a product")
         if taken[:1] == [SUMMARY] and _made_nothing(self.folder / SUMMARY):
             taken = taken[1:]
         if taken and not overwrite:
             more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
             raise BayesspecError(
-                f"{self.folder / taken[0]}{more}: there already, and overwriting was not asked for"
+                f"{self.folder / taken[0]}{more}: there already; --overwrite (overwrite=True) replaces it"
             )
         self._earlier = {stem for stem in self.stems if f"{stem}{TABLE}" in there}
 
@@ -142,20 +143,20 @@ class ProductWriter:
         self._rows[position] = row
 
     def resume(self) -> list[int]:
-        """Take what the summary knows of a run that was stopped; gives the positions that are still to do.
+        """Load the summary of a stopped run, and return the positions that are still to do.
 
         Raises:
-            BayesspecError: if the summary is of other inputs.
+            BayesspecError: if the summary is for other inputs.
         """
         path = self.folder / SUMMARY
         try:
             table = Table.read(path, format="ascii.ecsv")
         except FileNotFoundError:
             return list(range(len(self.names)))
-        except Exception as error:  # astropy's readers fail with any
+        except Exception as error:  # astropy's readers can raise any exception
             raise BayesspecError(f"{path}: not the summary of a run ({printable(str(error))})") from error
         if list(table["name"]) != list(self.names):
-            raise BayesspecError(f"{path}: the summary of other inputs")
+            raise BayesspecError(f"{path}: this is the summary of other inputs")
         for position, row in enumerate(table):
             if row["status"] != NOT_REACHED:
                 self._rows[position] = _known(row)
@@ -171,7 +172,7 @@ class ProductWriter:
         self._rows[position] = {"status": "failed", "reason": printable(reason)}
 
     def write_summary(self) -> Path:
-        """Write the summary as it is now: a row per input, in the order of the input.
+        """Write the current summary: a row per input, in input order.
 
         Raises:
             BayesspecError: if it cannot be written.
@@ -184,15 +185,15 @@ class ProductWriter:
         return path
 
     def update_summary(self) -> None:
-        """Write the summary, unless that took a good part of the time of late."""
+        """Write the summary, unless that would take more than `SHARE` of the time."""
         if time.monotonic() >= self._next_summary:
             self.write_summary()
 
     def summary(self) -> Table:
-        """The table of the run; what an input does not have is masked."""
-        rows = [row or {"status": NOT_REACHED, "reason": "the run has not come to it"} for row in self._rows]
+        """The table of the run; missing values are masked."""
+        rows = [row or {"status": NOT_REACHED, "reason": "not processed yet"} for row in self._rows]
         columns = dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row)
-        # The status comes first: a line that begins with a name like "#1" would be read as a comment.
+        # The status is the first column, because a line that begins with a name like "#1" would be a comment.
         status = np.array([row["status"] for row in rows], dtype=str)
         table = Table({"status": status, "name": np.array(self.names, dtype=str)})
         for key in columns:
@@ -205,7 +206,7 @@ class ProductWriter:
 
     @property
     def failed(self) -> int:
-        """How many inputs are known to have no result."""
+        """Number of inputs that failed so far."""
         return sum(row is not None and row["status"] == "failed" for row in self._rows)
 
     @property
@@ -213,7 +214,7 @@ class ProductWriter:
         return (TABLE, FIGURE) if self.figures else (TABLE,)
 
     def _remove_earlier(self, position: int, *suffixes: str) -> None:
-        """What an earlier run left of this input, and this run says otherwise."""
+        """Remove the products of an earlier run for this input."""
         if (stem := self.stems[position]) not in self._earlier:
             return
         for path in (self.folder / f"{stem}{suffix}" for suffix in suffixes):
@@ -224,7 +225,7 @@ class ProductWriter:
 
 
 def write_star(star: Star, folder: Path, stem: str, *, figures: bool = False) -> dict[str, Any]:
-    """Write the table, and the figure, of one star; gives its row of the summary.
+    """Write the table, and the figure, of one star, and return its row of the summary.
 
     Raises:
         BayesspecError: if a file cannot be written.
@@ -240,7 +241,7 @@ def write_star(star: Star, folder: Path, stem: str, *, figures: bool = False) ->
 
 
 def star_row(star: Star) -> dict[str, Any]:
-    """What is known of one star, number by number: all of its tables, class probabilities, latents."""
+    """The row of one star in the summary: the columns of its tables, class probabilities, latents."""
     probabilities = zip(star.classes, star.class_probabilities, strict=True)
     return {
         "status": "ok",
@@ -255,7 +256,7 @@ def star_row(star: Star) -> dict[str, Any]:
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A place beside a file, to write to; it becomes the file when the block ends, and nothing if it fails.
+    """A temporary file, which is moved into place when the block ends, or removed if it fails.
 
     Raises:
         BayesspecError: if the file cannot be written, such as on a full disk.
@@ -272,7 +273,7 @@ def written(path: Path) -> Iterator[Path]:
 
 
 def _known(row: Row) -> dict[str, Any]:
-    """What a row of a summary says. ECSV takes an empty text for a missing one; a star has all its texts."""
+    """The values of a row of a summary. ECSV reads empty texts as missing; for a star they are restored."""
     if row["status"] != "ok":
         return {key: str(row[key]) for key in ("status", "reason")}
     known = {}
@@ -285,15 +286,15 @@ def _known(row: Row) -> dict[str, Any]:
 
 
 def _made_nothing(summary: Path) -> bool:
-    """Whether it is the summary of a run that has no product; what cannot be read is somebody's file."""
+    """Whether it is the summary of a run without products; False if it cannot be read as a summary."""
     try:
         return "ok" not in set(Table.read(summary, format="ascii.ecsv")["status"])
-    except Exception:  # astropy's readers fail with any
+    except Exception:  # astropy's readers can raise any exception
         return False
 
 
 def unique_stems(names: Sequence[str]) -> tuple[str, ...]:
-    """A file name without suffix for each name; no two are equal, also where case does not count.
+    """A file name without suffix for each name; all are different, even if case is ignored.
 
     Example:
         >>> unique_stems(["a/spec-1.fits", "b/spec-1.fits.gz", "HD 1", ""])

@@ -39,20 +39,20 @@ __all__ = ["Result"]
 Array = NDArray[np.floating[Any]]
 
 INTERVAL_DRAWS = 1000
-"""Equally probable draws whose percentiles are the ends of an interval."""
+"""Number of draws of equal weight whose percentiles are the ends of an interval."""
 
 LINE_DRAWS = 100
-"""Equally probable draws that give the standard deviations of equivalent widths."""
+"""Number of draws of equal weight for the standard deviations of equivalent widths."""
 
 _TUPLES = "names", "units", "facts", "warnings"
-"""With an entry for each star, as every array has a row for each."""
+"""Fields with an entry per star that are tuples, not arrays."""
 
 
 @dataclass(frozen=True, eq=False)
 class Result(Figures):
-    """N stars, denoised: `res[i]` is one of them, `len(res)` is N.
+    """N denoised stars: `res[i]` is one of them, `len(res)` is N.
 
-    Arrays are those of the model, on its grid and in its units; properties and methods speak the units of the
+    Attributes are on the grid and in the units of the model; properties and methods use the units of the
     input. Exposure e of a star is `scale[e] * (model_flux + noise)`, times `exposure_unit[e]` in flux units.
 
     Arguments:
@@ -63,41 +63,41 @@ class Result(Figures):
         names: Names of the stars.
         units: Flux unit of each star's input.
         model_flux: Clean spectra, (N, D), in units of their mean |flux|.
-        unit_flux: The flux that 1 stands for, (N,), in the star's unit.
+        unit_flux: The flux that corresponds to 1, (N,), in the star's unit.
         z: Latents, (N, L).
         class_probabilities: (N, K), rows sum to 1: p(C | y), the mean of p(C | z) over the posterior of z;
-            for `map`, whose posterior is a point, p(C | z) there.
+            for `map`, p(C | z) at the maximum.
         best_class: Index of the most probable class, (N,); for `map` that of the joint maximum, eq. (7).
-        log_density: log p(y, z, C) at the latents and best class, (N,); of draws, their mean log p(y, z).
+        log_density: log p(y, z, C) at the latents and best class, (N,); with draws, their mean log p(y, z).
         scale: Scale of each exposure relative to its own mean |flux|, (N, E); 1 where it is known.
         free_scale: True where the scale was inferred, (N, E).
         exposure_unit: The flux by which each exposure was divided, (N, E), in the star's unit.
-        observed_flux: Exposures as the model saw them, (N, E, D), divided by `exposure_unit`; 0 where masked.
+        observed_flux: Exposures on the model's grid, (N, E, D), divided by `exposure_unit`; 0 where masked.
         observed_ivar: Their inverse variance, (N, E, D); 0 where masked or unknown.
-        observed_mask: True = bad, (N, E, D); throughout for exposures that a star does not have.
-        chi2: Mean square of the whitened noise over the terms used, (N,); 1 where the noise is the model's.
-        used_fraction: Share of the likelihood's terms that eq. (16) used, (N,).
-        observed_fraction: Share of the grid that at least one exposure observed, (N,).
-        outlier_score: How probable it is that a star of its class looks as strange, (N,); small = outlier.
-            Without a residual term it is the share of the class's own draws whose z are rarer than this one's
-            (of draws from the posterior, the mean of this). With one it is the probability that the least of
-            four such numbers is as small: z and the size h as rare; noise as large as `chi2`; a signal as
-            weak; and lines and bands of its kind as weak.
-        failures: Inputs that have no result.
-        facts: What the file of each star says of it, by column of the table, see `bayesspec.results.facts`.
-        flags: What to look at as bits, (N,), see `bayesspec.results.diagnostics.Flag`.
+        observed_mask: True = bad, (N, E, D); all True for exposures that a star does not have.
+        chi2: Mean square of the whitened noise over the terms used, (N,); 1 if the noise is as modelled.
+        used_fraction: Fraction of the exposures' pixels that have a term in the likelihood, (N,).
+        observed_fraction: Fraction of the grid that at least one exposure observed, (N,).
+        outlier_score: Probability that a star of its class is as unusual, (N,); small = outlier. Without a
+            residual term it is the fraction of prior draws of the class whose z are less probable than this
+            one's (with posterior draws, the mean of this). With one it is the probability that the smallest
+            of four such numbers is as small: for z and the amplitude of residuals; for `chi2`; for the
+            strength of the signal; and for the strength of lines and bands.
+        failures: Inputs without a result.
+        facts: Facts from the file of each star, by column of the table, see `bayesspec.results.facts`.
+        flags: Warnings as bits, (N,), see `bayesspec.results.diagnostics.Flag`.
         warnings: For each star, the same in words.
-        model_version: Version of the bundle: the first of the hash of all that makes the model.
+        model_version: Version of the bundle: the beginning of a hash of weights, grid, classes, architecture.
         model_flux_std: Standard deviation of `model_flux`, (N, D); None if the method gives none.
         draws: Draws from the posterior; None if the method gives none.
         model: The model, which decodes the draws.
         x: Latents of velocity and throughput, (N, P), see `Passage`; P = 0 for a model without a passage.
-        passage: What they stand for, (N, P): km/s, magnitudes, log factors on the flux.
+        passage: Their physical values, (N, P): km/s, magnitudes, log factors on the flux.
         passage_std: Their standard deviations, (N, P); None if the method gives none.
-        model_rest_flux: Spectra at rest without dust and flux-calibration error, (N, D), beside `model_flux`.
-        w: Latents of the residual term, (N, R); R = 0 for a model without.
-        residual_share: Of what G(z) leaves of the observed flux, squared, the share that the model takes for
-            the star's and not for noise, (N,); 0 for a model without residual term.
+        model_rest_flux: Spectra at rest without dust and flux-calibration error, (N, D), as `model_flux`.
+        w: Latents of the residual term, (N, R); R = 0 for a model without one.
+        residual_share: Fraction of the squared difference between observed flux and G(z) that the model
+            attributes to the star, not to noise, (N,); 0 for a model without residual term.
 
     Example:
         >>> import bayesspec, numpy as np
@@ -167,7 +167,7 @@ class Result(Figures):
 
     @property
     def latents(self) -> Array:
-        """z and after it x and w, (N, L + P + R)."""
+        """z, x and w, (N, L + P + R)."""
         return np.concatenate([part for part in (self.z, self.x, self.w) if part is not None], axis=-1)
 
     @property
@@ -177,7 +177,7 @@ class Result(Figures):
 
     @property
     def rest_flux(self) -> NDArray[np.float64] | None:
-        """The star at rest, dust and flux-calibration error taken off, (N, D), in its input's flux unit."""
+        """The star at rest, without dust and flux-calibration error, (N, D), in its input's flux unit."""
         return None if self.model_rest_flux is None else self.model_rest_flux * self._unit
 
     @property
@@ -187,14 +187,14 @@ class Result(Figures):
 
     @property
     def _unit(self) -> NDArray[np.float64]:
-        """`unit_flux`, (N, 1), in double precision: single holds no inverse variance of a flux of 1e-20."""
+        """`unit_flux`, (N, 1), in double precision: inverse variances of a flux of 1e-20 overflow single."""
         return self.unit_flux[:, None].astype(float)
 
     def interval(self, level: float = 0.9) -> tuple[Array, Array]:
-        """Lower and upper end of the posterior interval of `flux`, each (N, D): its central `level`.
+        """Lower and upper ends of the central posterior interval of `flux`, each (N, D).
 
         Raises:
-            BayesspecError: if `level` is not between 0 and 1; for `map`, which is one point of the posterior.
+            BayesspecError: if `level` is not between 0 and 1; for `map`, which is a point estimate.
         """
 
         from .spectra import flux_draws
@@ -211,10 +211,10 @@ class Result(Figures):
         return lower, upper
 
     def flux_draws(self, count: int = INTERVAL_DRAWS, i: SupportsIndex = 0, *, seed: int = 0) -> Array:
-        """Equally probable clean spectra of star i, (count, D), in its input's flux unit.
+        """Posterior draws of the clean spectrum of star i, with equal weight, (count, D), in its flux unit.
 
         Raises:
-            BayesspecError: for `map`, which is one point of the posterior.
+            BayesspecError: for `map`, which is a point estimate.
         """
         from .spectra import flux_draws
 
@@ -227,7 +227,7 @@ class Result(Figures):
         resampled to as many of equal weight, in four chains; the attribute `draws` says so.
 
         Raises:
-            BayesspecError: for `map`, which is one point of the posterior.
+            BayesspecError: for `map`, which is a point estimate.
         """
         from .arviz import to_arviz
         from .spectra import arviz_input
@@ -251,7 +251,7 @@ class Result(Figures):
         )
 
     def batch(self, device: torch.device | str = "cpu") -> ObservationBatch:
-        """What was observed, as the model saw it."""
+        """The observations, as input of the model."""
         from bayesspec.batch import ObservationBatch
 
         exposures = self.observed_flux, self.observed_ivar, self.observed_mask
@@ -261,10 +261,10 @@ class Result(Figures):
 
     @cached_property
     def observed(self) -> Rebinned:
-        """What was observed of each star: flux, ivar, mask (True = no exposure saw the pixel), each (N, D).
+        """Mean exposure of each star: flux, ivar, mask (True = no exposure observed the pixel), each (N, D).
 
-        Exposures are brought to the star's scale and averaged by inverse variance; where an exposure's is not
-        known, all count alike and the ivar is 0. In the star's flux unit, 0 where the mask is True.
+        Exposures are scaled to the star and averaged by inverse variance. If an exposure has none, all have
+        equal weight and the ivar is 0. In the star's flux unit, 0 where the mask is True.
         """
         scale = np.where(self.scale > 0, self.scale, 1.0).astype(float)[..., None]
         parts = self.observed_flux / scale, self.observed_ivar * scale**2, self.observed_mask
@@ -273,13 +273,12 @@ class Result(Figures):
 
     @property
     def table(self) -> Table:
-        """One row per star: what an astronomer asks for. `full_table` has the diagnostics, too.
+        """One row per star, with the main results. `full_table` also has the diagnostics.
 
-        Columns: name; what the file says of the star, such as ra, dec and survey_class; snr, median flux /
-        sigma of the observed pixels; class and probability, of the best class; velocity_offset and
-        ebv_excess, what the star has beyond the stars of the library, with errors where there are draws;
-        quality, which is "ok" or names the flags. Numbers are shown, and written, with a sensible number of
-        digits.
+        Columns: name; facts from the file, such as ra, dec and survey_class; snr, the median flux / sigma of
+        the observed pixels; class and probability of the best class; velocity_offset and ebv_excess relative
+        to the library stars, with errors if there are draws; quality, which is "ok" or names the flags.
+        Numbers are shown and written with a sensible number of digits.
         """
         from .table import FORMATS
 
@@ -292,12 +291,12 @@ class Result(Figures):
 
     @property
     def full_table(self) -> Table:
-        """One row per star: all numbers, with all their digits.
+        """One row per star, with all quantities in full precision.
 
-        Columns: those of `table`; scale and unit, mean |flux| of the clean spectrum over the grid; exposures,
-        how many have an observed pixel; chi2, outlier_score, observed_fraction, used_fraction, log_density,
-        residual_share, see `Result`; how far the draws can be trusted, see `Draws`; flags and warnings, what
-        to look at as bits and in words.
+        Columns: those of `table`; scale and unit, the mean |flux| of the clean spectrum over the grid;
+        exposures, the number with an observed pixel; chi2, outlier_score, observed_fraction, used_fraction,
+        log_density, residual_share, see `Result`; diagnostics of the draws, see `Draws`; flags and warnings,
+        as bits and in words.
         """
         return Table(self._columns(), meta={"method": self.method, "model": self.model_name})
 
@@ -305,14 +304,14 @@ class Result(Figures):
         """Equivalent widths of strong lines in the star's rest frame, Angstrom, positive in absorption.
 
         One row per star: name, and for each of `bayesspec.results.lines.LINES` a column such as ew_h_alpha,
-        with its posterior standard deviation in ew_h_alpha_err. For `map`, which has none, a line is measured
-        only where nine tenths of it and of its continuum were observed. Masked where it cannot be measured.
+        with its posterior standard deviation in ew_h_alpha_err. For `map`, which has no draws, a line is
+        measured only if nine tenths of it and of its continuum were observed. Masked if not measured.
         """
         names = np.array(self.names, dtype=str)
         return Table({"name": names, **self._line_columns()}, masked=True)
 
     def _columns(self) -> dict[str, Any]:
-        """Of `full_table`."""
+        """Columns of `full_table`."""
         from .diagnostics import quality
         from .table import fact_columns, passage_columns
 
@@ -340,7 +339,7 @@ class Result(Figures):
         }
 
     def _line_columns(self) -> dict[str, MaskedColumn]:
-        """Of `equivalent_widths`."""
+        """Columns of `equivalent_widths`."""
         from .table import line_columns
 
         draws: list[Array] = [self.flux[[i]] for i in range(len(self))]
@@ -354,13 +353,13 @@ class Result(Figures):
         return line_columns(self.grid, draws, seen, velocity)
 
     def star(self, i: SupportsIndex = 0) -> Star:
-        """Star i as plain arrays in the unit of its input: what files and figures hold."""
+        """Star i as plain arrays in the unit of its input, as in files and figures."""
         lines = self[i]._line_columns().items()
         widths = {name: float(column[0]) for name, column in lines if not column.mask[0]}
         return replace(self._without_lines(i), lines=widths)
 
     def _without_lines(self, i: SupportsIndex) -> Star:
-        """Star i for what shows no widths of lines, of which draws take longer than a figure."""
+        """Star i without equivalent widths, whose draws take longer than a figure."""
         one = self[operator.index(i)]
         seen = (~one.observed_mask[0]).any(-1)
         return Star(
@@ -385,8 +384,8 @@ class Result(Figures):
     def to_spectrum(self, i: SupportsIndex = 0) -> Spectrum:
         """Star i as a specutils `Spectrum`, with the standard deviation if the method gives one.
 
-        Its mask is True where no exposure saw the pixel, so that the flux is the model's guess. `meta` is
-        the star's row of `table`, `warnings` among it.
+        Its mask is True where no exposure observed the pixel and the flux is the model's prediction. `meta`
+        is the star's row of `table`, including `warnings`.
         """
         from astropy.nddata import StdDevUncertainty
         from specutils import Spectrum
@@ -405,7 +404,7 @@ class Result(Figures):
         """Write a FITS table per star and `summary.ecsv`, failures included, into the folder `path`.
 
         Raises:
-            BayesspecError: if one of these files is there and `overwrite` is False.
+            BayesspecError: if one of these files exists and `overwrite` is False.
         """
         from .products import write_products
 

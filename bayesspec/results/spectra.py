@@ -1,4 +1,4 @@
-"""From the draws of a result to what they stand for: clean spectra, and plain arrays for ArviZ."""
+"""From the draws of a result to clean spectra, and to plain arrays for ArviZ."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .summary import BLOCK, ROWS, say
 __all__ = ["Posterior", "arviz_input", "flux_draws"]
 
 CHAINS = 4
-"""Chains into which weighted draws are dealt: of one alone ArviZ has no R-hat."""
+"""Number of chains into which weighted draws are split, because R-hat needs several."""
 
 
 class Posterior(NamedTuple):
-    """The posterior of one star: the model, what it saw, and the draws; arrays as those of a `Result`."""
+    """The posterior of one star: model, observation and draws; arrays as in a `Result`."""
 
     model: StellarModel
     batch: ObservationBatch
@@ -40,7 +40,7 @@ class Posterior(NamedTuple):
 @own_state()
 @torch.no_grad()
 def flux_draws(star: Posterior, count: int, seed: int = 0) -> NDArray[np.float64]:
-    """Equally probable clean spectra of one star, (count, D), in its input's flux unit."""
+    """Posterior draws of the clean spectrum of one star, with equal weight, (count, D), in its flux unit."""
     latents, log_scale = (torch.as_tensor(part[0]) for part in star.draws.resample(count, seed=seed))
     batch = star.batch.to("cpu")
     weight = say((~batch.mask).sum(-1), batch.free_scale)[0].to(log_scale)
@@ -52,7 +52,7 @@ def flux_draws(star: Posterior, count: int, seed: int = 0) -> NDArray[np.float64
 
 
 def _clean(star: Posterior, latents: Tensor, log_scale: Tensor) -> NDArray:
-    """A draw of the clean spectrum, e included, for each of S draws of the rest, (S, D)."""
+    """A draw of the clean spectrum, e included, for each of S draws of the latents, (S, D)."""
     device = star.batch.flux.device
     parts = []
     for s, a in zip(latents.split(BLOCK), log_scale.split(BLOCK), strict=True):
@@ -68,14 +68,14 @@ def arviz_input(
 ) -> ArvizInput:
     """The posterior of one star as plain arrays.
 
-    Weighted draws are resampled to as many of equal weight, in four chains: their order is kept, so that each
-    chain comes from other draws, and chains that disagree show weights that are not to be trusted.
+    Weighted draws are resampled to the same number of equal weight, in four chains. Their order is kept, so
+    that the chains come from different draws and disagree if the weights are unreliable.
 
     Arguments:
         star: Its posterior.
-        replicates: About as many draws have spectra of the posterior predictive.
-        seed: Of these and of the resampling.
-        attrs: What else to know about it: method, model and its version.
+        replicates: Approximate number of draws with a spectrum of the posterior predictive.
+        seed: Seed of these spectra and of the resampling.
+        attrs: Further information: method, model and its version.
     """
     model, draws = star.model, star.draws
     chains, length = draws.log_density.shape[1:]
@@ -88,7 +88,7 @@ def arviz_input(
         latents, log_scale = draws.latents, draws.log_scale
         stats, warmup = draws.sample_stats, draws.warmup_stats
 
-    # The exposures of this star, where others of the batch had more.
+    # The exposures of this star; others of the batch may have more.
     batch, device = star.batch, star.batch.flux.device
     depth = int((~batch.mask[0]).any(-1).nonzero()[-1]) + 1
     latents, log_scale = latents[0], log_scale[0, ..., :depth]
@@ -100,7 +100,7 @@ def arviz_input(
     one = replace(batch, flux=y[None], ivar=batch.ivar[:, :depth], mask=batch.mask[:, :depth])
 
     def blocks(points: NDArray, scales: NDArray) -> Iterator[tuple[Tensor, Tensor]]:
-        """Latents (S, 1, L + P + R) and log scales (S, 1, E) of some draws at once."""
+        """Latents (S, 1, L + P + R) and log scales (S, 1, E) of the draws, in blocks."""
         every = torch.as_tensor(points.reshape(-1, 1, points.shape[-1])).to(device)
         a = torch.as_tensor(scales.reshape(-1, 1, depth)).to(device)
         rows = max(1, ROWS // depth)

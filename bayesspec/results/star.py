@@ -1,4 +1,4 @@
-"""What is shown of one input: a star in the units of its input, or why there is none."""
+"""The result of one input: a star in the units of its input, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Array = NDArray[np.floating[Any]]
 
 
 class Failure(NamedTuple):
-    """An input without a result: its position in the input, its name, and why."""
+    """An input without a result: its position in the input, its name, and the reason."""
 
     position: int
     name: str
@@ -26,22 +26,22 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Star:
-    """One star of a result as plain arrays, in the unit of its input: what files and figures hold.
+    """One star of a result as plain arrays, in the unit of its input, as in files and figures.
 
     Arguments:
-        name: What it is called.
-        unit: Of its flux.
+        name: Its name.
+        unit: Unit of its flux.
         grid: Wavelength grid of the model.
         flux: Clean spectrum, (D,).
         flux_std: Its standard deviation, (D,), or None.
-        observed: What was observed, flux, ivar and mask (True = no exposure saw the pixel), each (D,).
+        observed: Mean exposure: flux, ivar and mask (True = no exposure observed the pixel), each (D,).
         scale: Flux of each exposure that has an observed pixel, relative to `flux`, (E,).
         z: Latents, (L,).
         classes: Names of the K classes.
         class_probabilities: (K,).
         row: The star's row of `Result.full_table`, by column.
-        lines: Its row of `Result.equivalent_widths`, by column, without the name and what is masked.
-        warnings: What to look at.
+        lines: Its row of `Result.equivalent_widths`, by column, without the name and masked values.
+        warnings: Its warnings in words.
         method: Name of the inference method.
         model_name: Name of the model's bundle.
         model_version: Its version.
@@ -66,7 +66,7 @@ class Star:
 
 
 def median_snr(flux: NDArray, ivar: NDArray, mask: NDArray[np.bool_]) -> float:
-    """Median flux / sigma of the observed pixels, each (D,), mask True = bad; 0 where no sigma is known.
+    """Median flux / sigma of the observed pixels, each (D,), mask True = bad; 0 if no sigma is known.
 
     Example:
         >>> median_snr(np.array([1.0, 3.0, 9.0]), np.full(3, 4.0), np.array([False, False, True]))

@@ -1,4 +1,4 @@
-"""From a mode or from draws to the columns of a `Result`."""
+"""The columns of a `Result`, from a mode or from draws."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from .diagnostics import Flag, PriorTail, doubts, features, notes, outlier_score
 __all__ = ["point_columns", "posterior_columns"]
 
 ROWS = 512
-"""Latents that are decoded at once."""
+"""Number of latents that are decoded at once."""
 
 SOME, BLOCK = 400, 50
-"""Draws of a star whose clean spectra make its mean and width, and how many of them at once."""
+"""Draws of a star that are used for the mean and standard deviation of the flux, and how many at once."""
 
 
 @torch.no_grad()
 def point_columns(
     model: StellarModel, batch: ObservationBatch, estimate: MapEstimate, rarity: PriorTail
 ) -> dict[str, Any]:
-    """Columns of a result whose method gives one point of the posterior."""
+    """Columns of a result whose method gives a point estimate."""
     columns = {
         "latents": estimate.z,
         "class_probabilities": model.log_joint_classes(estimate.z).softmax(-1),
@@ -48,7 +48,7 @@ def point_columns(
 
 
 def _promise(model: StellarModel, batch: ObservationBatch, estimate: MapEstimate) -> Tensor:
-    """Gain in log density, (N,), of one step of Newton's from where a first-order engine has stopped."""
+    """Gain in log density, (N,), by one Newton step from where a first-order engine has stopped."""
     target = Target(model, batch, "joint")
     theta = target.join(estimate.z, estimate.log_scale)
     _, gradient = target.gradient(theta)
@@ -61,15 +61,15 @@ def posterior_columns(
 ) -> dict[str, Any]:
     """Columns of a result whose method gives draws: posterior means and standard deviations.
 
-    The mean and width of the flux are those of the product of spectrum and scale, which the data determine,
-    not of the factors.
+    The mean and standard deviation of the flux are those of spectrum times scale, because the data determine
+    only this product.
     """
     count = draws.log_density[0].size
     device = batch.flux.device
     latents = torch.as_tensor(draws.latents).reshape(len(draws), count, -1).to(device)
     log_scale = torch.as_tensor(draws.log_scale).reshape(len(draws), count, -1).to(device)
     log_density = torch.as_tensor(draws.log_density).reshape(len(draws), count).to(latents)
-    # Of a draw so far out that its density overflows: the mean of all is a number, if an absurd one.
+    # A draw may be so far out that its density overflows; this keeps the mean of all finite.
     log_density = log_density.clamp_min(torch.finfo(log_density.dtype).min / count)
     weight = torch.full((len(draws), count), 1.0 / count, device=device)
     if draws.log_weight is not None:
@@ -101,8 +101,8 @@ def posterior_columns(
 def _moments(model: StellarModel, batch: ObservationBatch, draws: Draws) -> tuple[Tensor, Tensor]:
     """Means and standard deviations, (N, D), of the clean spectra, scale and e included.
 
-    Over `SOME` draws of equal weight, of each of which e is known in closed form: by the law of total
-    variance it has a variance of its own and a mean that moves with s.
+    From `SOME` draws of equal weight. The distribution of e is known for each, so the law of total variance
+    applies: the variance of the conditional means, plus the mean of the conditional variances.
     """
     if model.residual is None:
         return _weighted_moments(model, batch, draws)
@@ -125,7 +125,7 @@ def _moments(model: StellarModel, batch: ObservationBatch, draws: Draws) -> tupl
 
 
 def _weighted_moments(model: StellarModel, batch: ObservationBatch, draws: Draws) -> tuple[Tensor, Tensor]:
-    """The same of a model without e, over all draws by their weights."""
+    """The same for a model without e, from all draws with their weights."""
     count, mean, std = draws.log_density[0].size, [], []
     latents, log_scale = (
         torch.as_tensor(part).reshape(len(draws), count, -1).to(batch.flux)
@@ -136,7 +136,7 @@ def _weighted_moments(model: StellarModel, batch: ObservationBatch, draws: Draws
     for n, (points, scales, w) in enumerate(zip(latents, log_scale, weight, strict=True)):
         unit = _unit_flux(batch.select([n]), scales.exp())
         unit = (unit / (w.to(unit) @ unit)).to(w)
-        offset = model.spectrum(w @ points)  # of the squares, which cost digits without it
+        offset = model.spectrum(w @ points)  # subtracted so that the squares lose no digits
         total = square = torch.zeros_like(offset)
         for s, u, part in zip(points.split(ROWS), unit.split(ROWS), w.split(ROWS), strict=True):
             away = model.spectrum(s) * u[:, None] - offset
@@ -147,16 +147,16 @@ def _weighted_moments(model: StellarModel, batch: ObservationBatch, draws: Draws
 
 
 def _unit_flux(batch: ObservationBatch, scale: Tensor) -> Tensor:
-    """The flux that 1 stands for, (N,), for scales (N, E): the exposures', by the pixels that they have.
+    """The flux that corresponds to 1, (N,), for scales (N, E): the mean over exposures, weighted by pixels.
 
-    Where the scale of an exposure is known, those whose scale is not have no say.
+    If some exposures have a known scale, only these are used.
     """
     weight = say((~batch.mask).sum(-1), batch.free_scale).double()
     return (weight * scale * batch.unit_flux).sum(-1) / weight.sum(-1)
 
 
 def say(pixels: Tensor, free: Tensor) -> Tensor:
-    """How much each exposure says of the unit, (N, E), of pixels and whether scales are free."""
+    """Weight of each exposure in the unit, (N, E), from numbers of pixels and whether scales are free."""
     known = torch.where(free, 0, pixels)
     return torch.where(known.any(-1, keepdim=True), known, pixels)
 
@@ -168,7 +168,7 @@ def _columns(
     columns: dict[str, Tensor],
     diagnostics: dict[str, NDArray],
 ) -> dict[str, Any]:
-    """What every method says of the observation and of the fit, beside what it says of the star."""
+    """Complete the columns with those that are the same for every method: observation, fit and warnings."""
     scale, latents = columns["scale"], columns.pop("latents")
     flow = model.likelihood(latents, model.spectrum(latents), scale, batch)
     used = flow.used
@@ -220,7 +220,7 @@ def _columns(
 def _residual_share(
     model: StellarModel, batch: ObservationBatch, spectrum: Tensor, latents: Tensor, scale: Tensor
 ) -> Tensor:
-    """Of what G(z) leaves of the observed flux, squared: the share that is taken for the star's, (N,)."""
+    """Fraction of the squared difference of observed flux and G(z) that is attributed to the star, (N,)."""
     if model.residual is None:
         return torch.zeros_like(scale[:, 0])
     z, x, _ = model.parts(latents)
