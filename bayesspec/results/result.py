@@ -385,7 +385,7 @@ class Result(Figures):
         """Star i as a specutils `Spectrum`, with the standard deviation if the method gives one.
 
         Its mask is True where no exposure observed the pixel and the flux is the model's prediction. `meta`
-        is the star's row of `table`, including `warnings`.
+        is the star's row of `full_table`, including `warnings`.
         """
         from astropy.nddata import StdDevUncertainty
         from specutils import Spectrum
