@@ -133,7 +133,9 @@ def test_what_is_no_star_says_so(model, observed, still):
     assert not still.warnings[0]
 
 
-@pytest.mark.parametrize("level", [0.1, *(pytest.param(level, marks=pytest.mark.slow) for level in (0.02, 0.005))])
+@pytest.mark.parametrize(
+    "level", [0.1, *(pytest.param(level, marks=pytest.mark.slow) for level in (0.02, 0.005))]
+)
 def test_output_is_better_than_the_input_and_intervals_hold(model, observed, level):
     flux, sigma, truth = observed(level)
     one = star(model, flux, sigma, scale=1.0)
