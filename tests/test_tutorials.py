@@ -47,5 +47,6 @@ def test_runs(notebook, tmp_path, monkeypatch):
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     figures = sum("image/png" in output.get("data", {}) for output in outputs)
     source = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    shown = re.findall(r"^(?:plt\.show\(\)|\w+\.plot\(\d+\))$", source, re.MULTILINE)
+    drawing = r"plt\.show\(\)|\w+\.plot\(\d+\)|\w+\.plot_corner\(.*\)|plot_latents\(.*\)"
+    shown = re.findall(rf"^(?:{drawing})$", source, re.MULTILINE)
     assert figures == len(shown)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bayesspec.exceptions import BayesspecError
 
-from .plotting import INK, STYLE, WARNING, flag_words, plain, shorten
+from .plotting import INK, STYLE, WARNING, Picture, flag_words, plain, shorten
 from .star import Star
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def plot_class_shares(stars: Sequence[Star], ax: Axes | None = None) -> Axes:
         raise BayesspecError(f"one figure shows the classes of 1 to {MOST} stars, not of {len(stars)}")
     if ax is None:
         with matplotlib.rc_context(STYLE):
-            figure = Figure(figsize=(7, 1.2 + 0.28 * len(stars)), dpi=150, layout="constrained")
+            figure = Picture(figsize=(7, 1.2 + 0.28 * len(stars)), dpi=150, layout="constrained")
             return plot_class_shares(stars, figure.add_subplot())
 
     rows, left = np.arange(len(stars)), np.zeros(len(stars))
@@ -155,7 +155,7 @@ def plot_latents(
         raise BayesspecError(f"{model.name} has the latents 1 to {size}, and no latent {wrong[0]}")
     if fig is None:
         with matplotlib.rc_context(STYLE):
-            fig = Figure(figsize=(0.6 + 3.3 * len(pairs), 4.1), dpi=150, layout="constrained")
+            fig = Picture(figsize=(0.6 + 3.3 * len(pairs), 4.1), dpi=150, layout="constrained")
             return plot_latents(model, stars, draws, pairs=pairs, fig=fig)
     if fig.axes:
         raise BayesspecError("the figure has axes already, and the latents need an empty one")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bayesspec.exceptions import BayesspecError
 from bayesspec.nn.passage import ARMS, DUST, VELOCITY
 
-from .plotting import CLEAN, INK, STYLE, TRUTH, WARNING, flag_words, plain, plot_class_bars, shorten
+from .plotting import CLEAN, INK, STYLE, TRUTH, WARNING, Picture, flag_words, plain, plot_class_bars, shorten
 from .star import Star
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def plot_corner(
     values = np.array([every[name] for name in shown]).T
     if not 0 < len(shown) <= len(values):
         raise BayesspecError(f"{star.name}: {len(values)} draws cannot show {len(shown)} quantities")
-    fig = Figure(figsize=(1.2 + 1.6 * len(shown),) * 2, dpi=150) if fig is None else fig
+    fig = Picture(figsize=(1.2 + 1.6 * len(shown),) * 2, dpi=150) if fig is None else fig
     if fig.axes:
         raise BayesspecError("the figure has axes already, and a corner plot needs an empty one")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.typing import RcKeyType
 
-__all__ = ["plot_class_bars", "plot_spectra", "plot_star", "save_figure"]
+__all__ = ["Picture", "plot_class_bars", "plot_spectra", "plot_star", "save_figure"]
 
 # Okabe & Ito's palette, apart for every kind of colour vision, and greys for what is in the background.
 CLEAN, TRUTH, OBSERVED, WARNING = "#0072B2", "#D55E00", "#9AA3AD", "#B3261E"
@@ -50,6 +51,14 @@ STYLE: dict[RcKeyType, Any] = {
 }
 
 
+class Picture(Figure):
+    """A figure that a notebook shows as the value of a cell, even before pyplot has drawn anything."""
+
+    def _repr_png_(self) -> bytes:
+        save_figure(self, image := io.BytesIO())
+        return image.getvalue()
+
+
 def plot_star(star: Star, truth: ArrayLike | None = None) -> Figure:
     """Figure of one star, its warnings in red under its class.
 
@@ -67,7 +76,7 @@ def plot_star(star: Star, truth: ArrayLike | None = None) -> Figure:
     with matplotlib.rc_context(STYLE):
         notes = [line for note in star.warnings for line in textwrap.wrap(printable(note), 115)]
         height = 5.4 + LINE * len(notes)
-        figure = Figure(figsize=(10.5, height), dpi=150)
+        figure = Picture(figsize=(10.5, height), dpi=150)
         grid = figure.add_gridspec(
             2, 2, height_ratios=(3.1, 1), width_ratios=(5.6, 1), hspace=0.08, wspace=0.17,
             left=0.075, right=0.985, top=1 - (0.73 + LINE * len(notes)) / height, bottom=0.57 / height,
@@ -86,7 +95,7 @@ def plot_star(star: Star, truth: ArrayLike | None = None) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path | IO[bytes]) -> None:
     """Write a figure as PNG; characters of a name that the font lacks are boxes, without a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing", UserWarning)
@@ -160,7 +169,7 @@ def plot_class_bars(star: Star, ax: Axes | None = None) -> Axes:
     """
     if ax is None:
         with matplotlib.rc_context(STYLE):
-            figure = Figure(figsize=(2.6, 3.4), dpi=150, layout="constrained")
+            figure = Picture(figsize=(2.6, 3.4), dpi=150, layout="constrained")
             figure.suptitle(plain(shorten(star.name, 30)), fontsize="large")
             return plot_class_bars(star, figure.add_subplot())
     probabilities = star.class_probabilities

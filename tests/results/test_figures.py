@@ -278,6 +278,13 @@ def test_a_figure_of_one_star_is_of_one(weighted, figure, i):
         figure(weighted, i)
 
 
+def test_a_notebook_shows_the_value_of_a_cell(weighted):
+    """Also where pyplot, which teaches it to show figures, has not drawn any."""
+    figures = weighted.plot(), weighted.plot_corner(), weighted.plot_classes().figure, weighted.plot_latents()
+    for figure in figures:
+        assert figure._repr_png_().startswith(b"\x89PNG")
+
+
 def test_settings_of_matplotlib_are_as_they_were(weighted):
     from matplotlib import _pylab_helpers
 
