@@ -1,1 +1,1 @@
-"""The benchmark: is it right, and is it better than what people use instead?"""
+"""The benchmark: accuracy and calibration of a bundle, and comparison with other methods."""

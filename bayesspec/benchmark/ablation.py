@@ -1,4 +1,4 @@
-"""Which part of the default model buys what: the same networks with one part after the other put in."""
+"""Ablation of the default model: the same networks, with the parts added one after the other."""
 
 from __future__ import annotations
 
@@ -26,26 +26,24 @@ from .run import INPUT, Bayes, run_benchmark
 __all__ = ["ablate", "draw_ablation", "variants"]
 
 GONE = -12.0
-"""Log factor on what is taken out: nothing is left of it."""
+"""Log factor on a part that is removed: it becomes negligible."""
 
 NARROW = 1e-3
-"""Spread of a size that is taken out."""
+"""Prior width of a log amplitude that is removed."""
 
 
 def variants(model: StellarModel, paper: StellarModel) -> dict[str, StellarModel]:
-    """The paper's model, and then what the default model adds to it, one part after the other.
+    """The paper's model, and then the additions of the default model, one after the other.
 
     Arguments:
-        model: One with a residual term.
-        paper: The paper's, on the same grid, whose noise flow is taken over first.
+        model: A model with a residual term.
+        paper: The paper's model on the same grid; the first variant uses its noise flow.
 
     Raises:
         BayesspecError: if the model has no residual term, or the grids differ.
     """
     if model.residual is None or model.grid != paper.grid:
-        raise BayesspecError(
-            f"{model.name}: needs a residual term, and the grid of {paper.name}, to be taken apart"
-        )
+        raise BayesspecError(f"{model.name}: an ablation needs a residual term and the grid of {paper.name}")
     latents = StellarModel(
         model.grid, model.classes, model.encoder, model.generator, model.prior, paper.noise, {"name": "L"}
     )
@@ -72,19 +70,19 @@ def ablate(
     seed: int = 0,
     progress: bool = False,
 ) -> Table:
-    """Run every variant over the sets; what was run before is not run again.
+    """Run every variant on the sets; earlier results are reused.
 
     Arguments:
         models: Variants by name.
-        sets: Of `build_sets`.
+        sets: The sets, from `build_sets`.
         out: Folder of the scores.
-        method: Of `denoise`.
-        seed: Of the draws.
+        method: Method of `denoise`.
+        seed: Seed of the draws.
         progress: Show bars on stderr.
 
     Returns:
         A row for each set and variant: median loss with its bootstrap interval, coverage of the 68 and 90 %
-        intervals of the truth as measured, harm with the truth's own noise taken off, class accuracy.
+        intervals for the truth as measured, harm corrected for the truth's own noise, class accuracy.
     """
     rows = []
     runs = {name: _Variant(name, model, method, seed) for name, model in models.items()}
@@ -133,12 +131,12 @@ def draw_ablation(table: Table) -> Figure:
         if len(set(table["set"])) > 1:
             left.legend(frameon=False, fontsize="small", loc="lower right")
         right.axvline(0.9, color=INK, lw=0.8)
-        right.set(xlabel="share of pixels inside the 90 % interval", xlim=(0, 1))
+        right.set(xlabel="fraction of pixels inside the 90 % interval", xlim=(0, 1))
     return figure
 
 
 class _Variant(Bayes):
-    """A model under its variant's name, told apart from others by its weights."""
+    """A model under its variant's name, identified by its weights."""
 
     def __init__(self, name: str, model: StellarModel, method: Method, seed: int) -> None:
         super().__init__(model, method, seed)
@@ -147,7 +145,7 @@ class _Variant(Bayes):
 
 
 def _without(model: StellarModel, *parts: str) -> StellarModel:
-    """The model with parts of its residual term made nothing; the rest is shared."""
+    """The model with parts of its residual term made negligible; the rest is shared."""
     changed = copy.copy(model)
     residual = copy.deepcopy(model.residual_term)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""How fast: effective draws per core-second of the engines here, of Pyro and of NumPyro, on one density."""
+"""Speed: effective draws per core-second of the engines here, of Pyro and of NumPyro, on the same density."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ COLUMNS = ["star", "engine", "ess", "r_hat", "core_seconds", "warmup", "compilat
 COLUMNS += ["ess_per_second", "ess_per_second_after_warmup"]
 
 CHAINS = 4
-"""Chains of both NUTS that run several at once."""
+"""Number of chains of the two NUTS samplers that run several at once."""
 
 
 class Run(NamedTuple):
-    """One star by one engine; times are core-seconds, those of all threads together."""
+    """One star and one engine; times are core-seconds, summed over threads."""
 
     ess: float
-    """Bulk effective draws of the worst latent."""
+    """Bulk effective sample size of the worst latent."""
     r_hat: float
-    """The worst latent's; 1 where draws are independent."""
+    """R-hat of the worst latent; 1 for independent draws."""
     seconds: float
-    """For the draws, and for the climb or warm-up before them."""
+    """Time for the draws, including optimisation or warm-up."""
     warmup: float
-    """For the warm-up alone, of the seconds."""
+    """Time for the warm-up, included in `seconds`."""
     compilation: float = 0.0
-    """To compile, not among the seconds."""
+    """Time to compile, not included in `seconds`."""
 
 
 Engine = Callable[[ObservationBatch], Run]
@@ -63,37 +63,37 @@ def bench_posterior(
 ) -> Table:
     """Time the engines on the same spectra, one spectrum after the other.
 
-    `importance` and `nuts` are this package's, with their defaults; `pyro` is Pyro's NUTS as its manual
-    has it, one chain on the same Pyro model; `numpyro` is NumPyro's NUTS with vectorised chains on the same
-    density and weights in JAX, compiled before the clock starts.
+    `importance` and `nuts` are this package's, with their defaults. `pyro` is Pyro's NUTS as in its manual,
+    with one chain on the same Pyro model. `numpyro` is NumPyro's NUTS with vectorised chains on the same
+    density and weights in JAX, compiled before timing starts.
 
     Arguments:
         model: The model.
-        batch: Stars of one exposure whose scale is free, which the JAX density is written for.
-        warmup: Of NumPyro.
-        draws: Of each of NumPyro's chains.
-        stock_draws: Draws, and as many of warm-up, of stock Pyro, which is slow.
+        batch: Stars with one exposure and a free scale, as the JAX density requires.
+        warmup: Warm-up draws of NumPyro.
+        draws: Draws of each NumPyro chain.
+        stock_draws: Draws of stock Pyro, which is slow, and also its number of warm-up draws.
         seed: Random seed.
-        out: A table (ECSV) that is written after every run, and gone on from where it is there.
+        out: A table (ECSV) that is written after every run; an existing one is continued.
         progress: Show a bar on stderr.
 
     Returns:
-        A row for each star and engine: effective draws of the worst latent and its R-hat, core-seconds, those
-        of the warm-up among them, those of compilation apart, and effective draws per core-second with and
+        A row for each star and engine: effective draws of the worst latent and its R-hat, core-seconds
+        (warm-up included, and separately), those of compilation, and effective draws per core-second with and
         without the warm-up.
 
     Raises:
         BayesspecError: if NumPyro is not installed, a star has several exposures or a known scale, or `out`
-            is of another model or other settings.
+            is for another model or other settings.
     """
     if model.residual is not None:
-        raise BayesspecError(f"{model.name}: the density in JAX is that of a model without residual term")
+        raise BayesspecError(f"{model.name}: the density in JAX is only for models without a residual term")
     odd = ((~batch.mask).any(-1).sum(-1) > 1) | ~batch.free_scale[:, 0]
     if odd.any():
         names = ", ".join(batch.names[n] for n in odd.nonzero()[:, 0].tolist())
-        raise BayesspecError(f"the benchmark takes stars of one exposure and unknown scale, not {names}")
+        raise BayesspecError(f"the benchmark needs stars with one exposure and unknown scale, not {names}")
     scan = LatentScan(model)
-    importance_draws(model, batch.select([0]), seed=seed, scan=scan)  # what is loaded on first use
+    importance_draws(model, batch.select([0]), seed=seed, scan=scan)  # so that imports are not timed
     engines: dict[str, Engine] = {
         "importance": lambda star: _importance(model, star, scan, seed),
         "nuts": lambda star: _nuts(model, star, scan, seed),
@@ -127,11 +127,11 @@ def _begun(out: str | Path | None, settings: dict[str, Any]) -> list[tuple[Any, 
 
 
 def ratios(table: Table, engine: str = "importance") -> dict[str, dict[str, float]]:
-    """How many times as fast an engine is as each other one: the median over stars of their ratios.
+    """Speed of an engine relative to each other one: the median over stars of their ratios.
 
     Arguments:
         table: From `bench_posterior`.
-        engine: Which is compared.
+        engine: The engine.
 
     Returns:
         `{other: {column: ratio}}` for the two columns of effective draws per core-second.
@@ -158,7 +158,7 @@ def _nuts(model: StellarModel, star: ObservationBatch, scan: LatentScan, seed: i
     start = time.process_time()
     found = nuts_draws(model, star, chains=CHAINS, seed=seed, scan=scan)
     seconds = time.process_time() - start
-    # All chains run in step: what a draw costs is the longest chain's trajectory.
+    # All chains run in step, so the cost of a draw is that of the longest trajectory.
     warm, drawn = (stats["n_steps"].max(1).sum() for stats in (found.warmup_stats, found.sample_stats))
     return _run(found.z[0], seconds, float(seconds * warm / (warm + drawn)))
 
@@ -238,7 +238,7 @@ def _numpyro(
 
 
 def _run(z: NDArray, seconds: float, warmup: float) -> Run:
-    """Of draws (chains, draws, L)."""
+    """The `Run` of draws (chains, draws, L)."""
     found = chain_diagnostics(z)
     return Run(found["ess_bulk"], found["r_hat"], seconds, warmup)
 
@@ -252,4 +252,4 @@ def _check_same_density(
     data = star.flux[0, 0].numpy(), star.mask[0, 0].numpy()
     there = torch.tensor([float(density(row, *data)) for row in torch.cat([z, scale], dim=-1).numpy()])
     if not torch.allclose(here, there, rtol=1e-4, atol=0.1):
-        raise BayesspecError(f"the density in JAX is another one: {there.tolist()}, not {here.tolist()}")
+        raise BayesspecError(f"the density in JAX is different: {there.tolist()}, not {here.tolist()}")

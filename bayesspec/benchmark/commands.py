@@ -27,26 +27,24 @@ def evaluate(
             metavar="FILES", help="Full SDSS files: a folder, a file or a quoted pattern. Repeatable."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report; made if need be.")] = Path(
-        "evaluation"
-    ),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report.")] = Path("evaluation"),
     quick: Annotated[bool, typer.Option("--quick", help="A few stars of each class: minutes.")] = False,
     sweep: Annotated[
         int | None,
-        typer.Option(min=1, help="Stars of a class that are taken under several conditions, instead of 12."),
+        typer.Option(min=1, help="Stars per class in sets with several conditions per star, instead of 12."),
     ] = None,
     baselines: Annotated[
-        bool, typer.Option(help="Train and run the opponents too: autoencoder, PCA, wavelets.")
+        bool, typer.Option(help="Also train and run other methods: autoencoder, PCA, wavelets.")
     ] = True,
     seed: Annotated[
-        int, typer.Option(min=0, max=LARGEST_SEED, help="Of the sets, the opponents and the draws.")
+        int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the sets, the other methods and the draws.")
     ] = 2021,
 ) -> None:
-    """Benchmark a model on stars and nights that no training has seen, beside other methods.
+    """Benchmark a model and other methods on stars and nights that were not used in training.
 
     The paper's experiments and harder ones: gaps, noise levels, sky lines, arms that do not join, visits.
 
-    A run that was stopped goes on where it was: give the same command again.
+    To continue a run that was stopped, give the same command again.
 
     [bold]Example[/bold]: bayesspec evaluate kang2021 --library stars.fits.gz --noise epochs/ -o out/ --quick
     """
@@ -59,30 +57,30 @@ def evaluate(
     typer.echo(report)
 
 
-bench = typer.Typer(help="Measure how fast the engines are, beside those of others.", no_args_is_help=True)
+bench = typer.Typer(help="Measure the speed of the engines, and of those of others.", no_args_is_help=True)
 
 
 @bench.command()
 def posterior(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE", help="Spectra of one exposure: SDSS, LAMOST, text."),
+        typer.Argument(metavar="FILE", help="Spectra with one exposure: SDSS, LAMOST, text."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Table of all runs (ECSV).")] = Path("bench.ecsv"),
     model: Annotated[str, typer.Option(help="A shipped model, or the folder of a bundle.")] = "kang2021",
-    draws: Annotated[int, typer.Option(min=50, help="Of each NumPyro chain.")] = 500,
-    stock_draws: Annotated[int, typer.Option(min=20, help="Of Pyro's chain; as many of warm-up.")] = 200,
+    draws: Annotated[int, typer.Option(min=50, help="Draws of each NumPyro chain.")] = 500,
+    stock_draws: Annotated[int, typer.Option(min=20, help="Draws, and warm-up draws, of Pyro.")] = 200,
     overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:
-    """Effective draws per core-second of the posterior, on one density and the same spectra.
+    """Effective draws per core-second of the posterior, for the same density and spectra.
 
-    Importance sampling and NUTS of this package, Pyro's NUTS as its manual has it, and NumPyro's.
+    Importance sampling and NUTS of this package, Pyro's NUTS as in its manual, and NumPyro's.
 
-    A run that was stopped goes on where it was: give the same command again.
+    To continue a run that was stopped, give the same command again.
 
-    Needs NumPyro: pip install "bayesspec-stars\\[bench]". Slow: minutes a spectrum, nearly all of them
-    Pyro's.
+    Needs NumPyro: pip install "bayesspec-stars\\[bench]". Slow: minutes per spectrum, nearly all of them for
+    Pyro.
 
     [bold]Example[/bold]: bayesspec bench posterior spec-*.fits -o bench.ecsv
     """
@@ -119,12 +117,12 @@ def survey(
     ],
     model: Annotated[str, typer.Option(help="A shipped model, or the folder of a bundle.")] = "kang2021",
     method: Annotated[list[str], typer.Option(help="Repeatable.")] = ["map"],  # noqa: B006
-    spectra: Annotated[list[int], typer.Option(min=1, help="How many. Repeatable.")] = [64, 512],  # noqa: B006
-    workers: Annotated[list[int], typer.Option(min=1, help="Repeatable.")] = [1, 2],  # noqa: B006
-    dask: Annotated[bool, typer.Option("--dask", help="By a local Dask cluster, too.")] = False,
-    names: Annotated[int, typer.Option(min=0, help="How fast a run of so many files begins, instead.")] = 0,
+    spectra: Annotated[list[int], typer.Option(min=1, help="Number. Repeatable.")] = [64, 512],  # noqa: B006
+    workers: Annotated[list[int], typer.Option(min=1, help="Number. Repeatable.")] = [1, 2],  # noqa: B006
+    dask: Annotated[bool, typer.Option("--dask", help="Also with a local Dask cluster.")] = False,
+    names: Annotated[int, typer.Option(min=0, help="Instead, time the start of a run of N files.")] = 0,
 ) -> None:
-    """What runs of denoise over simulated spectra cost: time and memory, by number, workers and method.
+    """Time and memory of denoising simulated spectra, by number of spectra, workers and method.
 
     [bold]Example[/bold]: bayesspec bench survey -o survey.ecsv --spectra 2000 --spectra 100000
     """

@@ -1,4 +1,4 @@
-"""What is done to a clean spectrum in each benchmark set: noise of real exposures, and then worse."""
+"""Perturbations of a clean spectrum in each benchmark set: noise of real exposures, and further effects."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ __all__ = ["arms", "calibration", "dust", "gaps", "hits", "moving", "noisy", "pl
 
 
 def plain(truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid) -> Iterator[Noisy]:
-    """One exposure and nothing else."""
+    """One exposure, without further perturbations."""
     yield expose(1), {}
 
 
 def gaps(
     truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, widths: tuple[int, ...]
 ) -> Iterator[Noisy]:
-    """Of complete spectra alone: an end that the truth does not have cannot be removed."""
+    """Remove intervals from complete spectra only: an end that is missing in the truth cannot be removed."""
     if (~truth.mask).mean() < FULL_COVERAGE:
         return
     exposure = expose(1)
@@ -51,7 +51,7 @@ def gaps(
 def noisy(
     truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, levels: tuple[float, ...]
 ) -> Iterator[Noisy]:
-    """The exposure's own noise and Gaussian noise on top; its own less, where it alone is too much."""
+    """Add Gaussian noise to that of the exposure, or scale that down if it alone exceeds the level."""
     exposure = expose(1)
     own, white = exposure.flux[0] - truth.flux, rng.standard_normal(grid.size)
     mask = exposure.mask[0]
@@ -71,7 +71,7 @@ def noisy(
 
 
 def sky(truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid) -> Iterator[Noisy]:
-    """The pipeline flags nothing, and its ivar stays as it was."""
+    """Add sky residuals and cosmic rays; nothing is flagged, and the ivar is unchanged."""
     exposure = expose(1)
     width = sigma(exposure, truth)
     lines, rays = sky_residuals(grid, width, rng), cosmic_rays(width, rng)
@@ -84,7 +84,7 @@ def sky(truth: Truth, expose: Expose, rng: np.random.Generator, grid: Wavelength
 def hits(
     truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, heights: tuple[float, ...]
 ) -> Iterator[Noisy]:
-    """One pixel of the same exposure raised by each height in turn; not flagged, the ivar as it was."""
+    """Raise one pixel of an exposure by each height in turn; it is not flagged, and the ivar is unchanged."""
     exposure = expose(1)
     pixel = int(rng.choice(np.flatnonzero(~exposure.mask[0])))
     for height in heights:
@@ -99,7 +99,7 @@ def moving(
     grid: WavelengthGrid,
     velocities: tuple[float, ...],
 ) -> Iterator[Noisy]:
-    """Moving at each velocity, km/s."""
+    """Shift the star by each velocity, km/s."""
     exposure = expose(1)
     for velocity in velocities:
         shift = Shift(torch.tensor(velocity, dtype=torch.float64), grid)
@@ -116,7 +116,7 @@ def dust(
     grid: WavelengthGrid,
     reddenings: tuple[float, ...],
 ) -> Iterator[Noisy]:
-    """Behind each E(B-V), magnitudes."""
+    """Redden the star by each E(B-V), magnitudes."""
     exposure = expose(1)
     for ebv in reddenings:
         yield _dimmed(exposure, truth, np.exp(ebv * extinction_mode(grid))), {"ebv": ebv}
@@ -125,7 +125,7 @@ def dust(
 def calibration(
     truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid, levels: tuple[float, ...]
 ) -> Iterator[Noisy]:
-    """Off by a smooth factor, of as much root mean square in its logarithm."""
+    """Multiply by a smooth factor whose logarithm has each of these rms values."""
     exposure = expose(1)
     modes = calibration_modes(grid, 4)
     mixed = rng.standard_normal(len(modes)) @ modes
@@ -135,12 +135,12 @@ def calibration(
 
 
 def _dimmed(exposure: Exposures, truth: Truth, factor: NDArray) -> Exposures:
-    """The star's light times a factor, and the noise as it was."""
+    """The star's flux times a factor, with unchanged noise."""
     return exposure._replace(flux=exposure.flux + (factor - 1) * truth.flux, factor=factor)
 
 
 def arms(truth: Truth, expose: Expose, rng: np.random.Generator, grid: WavelengthGrid) -> Iterator[Noisy]:
-    """The red arm off by 5 to 20 %."""
+    """Multiply the red arm by a factor that is off by 5 to 20 %."""
     exposure = expose(1)
     factor = 1 + rng.choice([-1, 1]) * rng.uniform(0.05, 0.20)
     scale = np.where(grid.wavelength > BORDER, factor, 1.0)
@@ -157,7 +157,7 @@ def visits(truth: Truth, expose: Expose, rng: np.random.Generator, grid: Wavelen
 
 
 def _solve(measure: Callable[[float], NDArray], level: float, most: float) -> float:
-    """The amount of noise in (0, most] at which a measure that falls with it has fallen to the level."""
+    """The amount of noise in (0, most] at which a measure that falls with noise reaches the level."""
     low, high = 0.0, most
     if measure(high) >= level:
         return high

@@ -1,4 +1,4 @@
-"""A benchmark from files to a report: what `bayesspec evaluate` runs."""
+"""A benchmark from files to a report, as run by `bayesspec evaluate`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .sets import SETS, BenchmarkRecipe, build_sets
 __all__ = ["evaluate"]
 
 SAMPLED = ("plain", "interval", "der_snr", "high_snr", "one_arm")
-"""The sets whose posteriors are drawn from too; of the others the modes are compared."""
+"""The sets for which posteriors are also sampled; for the others only the modes are compared."""
 
 
 def evaluate(
@@ -34,9 +34,9 @@ def evaluate(
     seed: int = 2021,
     progress: bool = False,
 ) -> Path:
-    """Benchmark a bundle on unseen stars and nights, beside what people would use instead.
+    """Benchmark a bundle and other methods on unseen stars and nights.
 
-    Everything is kept in `out` as it is found; the same call goes on where a stopped one was.
+    All results are kept in `out`, so that the same call continues a run that was stopped.
 
     References:
         | Kang, He & Zhang 2021, RAA 21, 169, section 4
@@ -46,9 +46,9 @@ def evaluate(
         library: Tables of clean spectra, see `StarLibrary.read`.
         noise: Spec files with individual exposures, see `NoiseLibrary.from_files`.
         out: Folder of the report, its tables and figures, the scores, and the fitted opponents.
-        quick: A few stars of each class, and opponents that are trained for a minute.
-        sweep: Stars of a class in sets that take each under several conditions; None: as the recipe has.
-        baselines: Fit the opponents too, on training stars and nights, and run them.
+        quick: Use a few stars of each class, and opponents that are trained for a minute.
+        sweep: Stars per class in sets with several conditions per star; None: as in the recipe.
+        baselines: Also fit the opponents, on training stars and nights, and run them.
         seed: Random seed.
         progress: Show bars on stderr.
 
@@ -57,7 +57,7 @@ def evaluate(
 
     Raises:
         ReadError: if a table or file cannot be read.
-        BayesspecError: if no star or night is on the test side, or the model has other classes.
+        BayesspecError: if no star or night is on the test side, or the model has different classes.
     """
     out = Path(out)
     stars = StarLibrary.read(library, model.grid)
@@ -96,7 +96,7 @@ def _opponents(
     quick: bool,
     progress: bool,
 ) -> list[Opponent]:
-    """Fitted on the training sides; known by what they were fitted with."""
+    """Opponents fitted on training data; their key is a hash of what they were fitted with."""
     from bayesspec.benchmark.opponents.suite import fit_baselines
 
     fitted = fit_baselines(stars, noise, out=folder, seed=seed, quick=quick, grid=grid, progress=progress)

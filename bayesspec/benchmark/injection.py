@@ -1,4 +1,4 @@
-"""What goes wrong at a telescope: sky lines that are left over, cosmic rays, arms that do not join."""
+"""Artefacts of real spectra: residuals of sky lines and cosmic rays."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ SKY_LINES = {
     **dict.fromkeys((8778.33, 8827.10, 8885.85, 8919.60, 8943.40, 8958.08), 1.0),
 }
 """Wavelengths in air, Angstrom, of [O I], Na I and OH lines of the night sky (Osterbrock et al. 1996, PASP
-108, 277), and how strong their residuals are beside those of OH."""
+108, 277), and the strength of their residuals relative to those of OH."""
 
 RESIDUAL = (3.0, 10.0)
-"""Height of an OH residual, in standard deviations of the noise around it: least and most, log-uniform."""
+"""Height of an OH residual, in standard deviations of the noise around it: limits of a log-uniform law."""
 
 LINE_WIDTH = 1.2
 """Standard deviation of the spectrograph's line profile, Angstrom."""
 
 COSMIC_RAYS = 6.0
-"""Mean number of cosmic rays that the pipeline has missed in an exposure."""
+"""Mean number of cosmic rays per exposure that the pipeline missed."""
 
 HIT = (8.0, 40.0)
-"""Height of a cosmic ray, in standard deviations of the noise around it: least and most, log-uniform."""
+"""Height of a cosmic ray, in standard deviations of the noise around it: limits of a log-uniform law."""
 
 
 def sky_residuals(grid: WavelengthGrid, sigma: Array, rng: np.random.Generator) -> Array:
-    """Residuals at every line of the night sky, (D,): too much or too little subtracted, a little displaced.
+    """Residuals at every line of the night sky, (D,), from errors in strength and position.
 
-    A line that is subtracted at the wrong place leaves a peak beside a trough, one of the wrong strength a
-    peak or a trough: each residual is a mixture of both.
+    A line subtracted at the wrong position leaves a peak beside a trough; one with the wrong strength leaves
+    a peak or a trough. Each residual is a mixture of both.
 
     Arguments:
         grid: Wavelength grid.
@@ -60,7 +60,7 @@ def sky_residuals(grid: WavelengthGrid, sigma: Array, rng: np.random.Generator) 
 
 
 def cosmic_rays(sigma: Array, rng: np.random.Generator) -> Array:
-    """Hits of one to three pixels, (D,): a Poisson number of them, anywhere.
+    """Cosmic rays of one to three pixels, (D,), at random positions; their number is Poisson.
 
     Arguments:
         sigma: Standard deviation of the noise, (D,).

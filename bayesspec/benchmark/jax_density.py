@@ -1,4 +1,4 @@
-"""The posterior density of a model in JAX: what the benchmark gives NumPyro's NUTS, and nothing else."""
+"""The posterior density of a model in JAX, only for NumPyro's NUTS in the benchmark."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["jax_log_density"]
 
 
 def jax_log_density(model: StellarModel) -> Callable[[Any, Any, Any], Any]:
-    """log p(y, z, a), the class summed out, of one spectrum: a function of (z, log a), flux and mask.
+    """log p(y, z, a) of one spectrum, marginalised over the class: a function of (z, log a), flux and mask.
 
     Same weights, same formula as `StellarModel`: eqs. (3)-(6) with eq. (16) for missing pixels.
 

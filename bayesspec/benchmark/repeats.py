@@ -1,4 +1,4 @@
-"""Second visits: whether what one visit predicts holds what another one found."""
+"""Repeat visits: coverage of one visit's data by predictions from another visit of the same star."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from bayesspec.runtime import seeded
 __all__ = ["VisitScores", "predict_visits", "same_star"]
 
 CLOSE = 5.0
-"""Arcseconds within which two positions are one star."""
+"""Arcseconds within which two positions are the same star."""
 
 DRAWS = 400
-"""Predicted visits, whose percentiles are the ends of the intervals."""
+"""Number of predicted visits, whose percentiles are the ends of the intervals."""
 
 ROBUST = 6
-"""Fits of the calibration, the weights of each from what the one before leaves."""
+"""Iterations of the robust calibration fit, each with weights from the residuals of the one before."""
 
 
 class VisitScores(NamedTuple):
-    """How well each of N visits was predicted from another one of its star."""
+    """How well each of N visits was predicted from another visit of the same star."""
 
     coverage: NDArray[np.float64]
-    """Share of the later visit's pixels inside the predictive intervals at `LEVELS`, (N, levels)."""
+    """Fraction of the later visit's pixels inside the predictive intervals at `LEVELS`, (N, levels)."""
     chi2: NDArray[np.float64]
     """Mean square of its deviation from the prediction, in units of the predicted variance, (N,)."""
     input_chi2: NDArray[np.float64]
-    """The same where the first visit itself, with its own errors, is the prediction, (N,)."""
+    """The same if the first visit itself, with its own errors, is the prediction, (N,)."""
 
 
 def same_star(visits: Sequence[Observation]) -> list[tuple[int, int]]:
     """Pairs of visits, (earlier, later) by position in the list, of stars that were observed several times.
 
     Arguments:
-        visits: With `ra` and `dec` in their meta, in degrees.
+        visits: Observations with `ra` and `dec` in their meta, in degrees.
 
     Example:
         >>> at = [(10.0, 5.0), (80.0, 5.0), (10.0002, 5.0)]
@@ -71,25 +71,25 @@ def predict_visits(
     seed: int = 0,
     **options: Any,
 ) -> VisitScores:
-    """Predict every second visit from the first: draws of the clean spectrum, and new noise on each.
+    """Predict every second visit from the first: draws of the clean spectrum, with new noise on each.
 
-    Surveys calibrate no visit's flux to better than some per cent, and less at the ends; what spectra have to
-    be multiplied by to agree is fitted as a polynomial of the wavelength, and taken for known. The second
-    visit's noise is the model's, given the visit's own inverse variance.
+    The flux calibration of single visits is only accurate to several per cent, and less at the ends. So the
+    ratio of the visits is fitted as a polynomial of the wavelength and treated as known. The second visit's
+    noise is that of the model, given the visit's own inverse variance.
 
     Arguments:
-        model: One with a residual term, whose noise knows the inverse variance.
+        model: A model with a residual term, whose noise model uses the inverse variance.
         pairs: (first visit, second visit), each one exposure with an inverse variance.
-        degree: Of the polynomial; 0: a number.
-        between: Wavelengths, Angstrom, of the pixels that are scored; the polynomial is fitted to all.
-        seed: Of all draws.
-        **options: Of `denoise`.
+        degree: Degree of the polynomial; 0: a constant.
+        between: Wavelength range, Angstrom, of the pixels that are scored; the polynomial is fitted to all.
+        seed: Seed of all draws.
+        **options: Options of `denoise`.
 
     Raises:
-        ValueError: if the model's noise does not know the inverse variance.
+        ValueError: if the model's noise does not use the inverse variance.
     """
     if not isinstance(model.noise, RobustNoiseNetwork):
-        raise ValueError(f"{model.name}: its noise does not know a visit's inverse variance")
+        raise ValueError(f"{model.name}: its noise model does not use a visit's inverse variance")
     result = denoise([first for first, _ in pairs], model=model, method="importance", seed=seed, **options)
     scored = torch.as_tensor((model.grid.wavelength >= between[0]) & (model.grid.wavelength <= between[1]))
     rows = []
@@ -114,9 +114,9 @@ def predict_visits(
 
 
 def _calibrated(spectrum: Tensor, visit: ObservationBatch, good: Tensor, degree: int) -> Tensor:
-    """What a spectrum (D,) has to be multiplied by to be the visit's: a polynomial of the pixel, (D,).
+    """The factor from a spectrum (D,) to a visit, as a polynomial of the pixel, (D,).
 
-    By least squares, with weights that are then, a few times, a Student-t's: a cosmic ray says nothing.
+    By iteratively reweighted least squares with the weights of a Student-t, so that cosmic rays are ignored.
     """
     powers = torch.as_tensor(chebvander(np.linspace(-1, 1, spectrum.shape[-1]), degree))
     root = torch.where(good, visit.ivar[0, 0], 0.0).sqrt().double()
@@ -132,7 +132,7 @@ def _calibrated(spectrum: Tensor, visit: ObservationBatch, good: Tensor, degree:
 def _visit(
     noise: RobustNoiseNetwork, spectra: Tensor, visit: ObservationBatch, scale: Tensor, seed: int
 ) -> Tensor:
-    """Spectra (S, D) times a scale (D,) as the visit would have seen them, with noise of its ivar."""
+    """Spectra (S, D) times a scale (D,) as observed by the visit, with noise according to its ivar."""
     observed = ~visit.mask[0, 0]
     noise_std = torch.where(observed, visit.ivar[0, 0], 1.0).rsqrt()
     flow = RobustNoiseFlow(spectra * scale, noise, noise_std, observed=observed)

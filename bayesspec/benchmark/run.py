@@ -1,4 +1,4 @@
-"""Run a bundle and its opponents over the benchmark sets; a run that was stopped goes on where it was."""
+"""Run a bundle and its opponents on the benchmark sets; a run that was stopped can continue."""
 
 from __future__ import annotations
 
@@ -36,36 +36,36 @@ if TYPE_CHECKING:
 __all__ = ["INPUT", "Bayes", "Method", "Opponent", "Scored", "run_benchmark"]
 
 INPUT = "input"
-"""The input itself, as if it were a method."""
+"""Name of the input itself, as if it were a method."""
 
 PART = 256
-"""Spectra in a file: what an interruption can cost."""
+"""Spectra per file; an interruption loses at most one file."""
 
 KEPT = 2
-"""Spectra of each class and set that are kept for figures; of the others only the scores are."""
+"""Spectra of each class and set that are kept for figures; for the others only the scores are kept."""
 
 
 class Method(Protocol):
-    """Anything that cleans the spectra of a set."""
+    """A method that denoises the spectra of a set."""
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
 
     @property
     def key(self) -> str:
-        """Of what makes its results what they are."""
+        """Identifies everything on which its results depend."""
 
     def __call__(self, data: NoisyStars) -> tuple[NDArray, NDArray | None, Scores]:
         """Clean spectra in the truth's unit, (N, D), their standard deviation if known, and more scores."""
 
 
 class Bayes:
-    """A bundle, by `denoise`.
+    """A bundle, run with `denoise`.
 
     Arguments:
         model: The bundle.
-        method: Of `denoise`.
+        method: Method of `denoise`.
         seed: Random seed.
 
     Raises:
@@ -93,12 +93,12 @@ class Bayes:
 
 @dataclass(frozen=True)
 class Opponent:
-    """A baseline: it is given one spectrum a star, with its ivar and mask, at mean flux 1.
+    """A baseline: its input is one spectrum per star, with ivar and mask, at mean flux 1.
 
     Arguments:
         denoiser: Has `denoise(flux, ivar, mask)`, each (N, D).
-        name: What tables call it.
-        key: Of what it was fitted with.
+        name: Its name in tables.
+        key: Hash of what it was fitted with.
     """
 
     denoiser: Denoiser
@@ -113,15 +113,15 @@ class Opponent:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """A set, and what was measured.
+    """A set and its scores.
 
     Arguments:
         data: The set.
-        scores: By method, `input` among them.
-        seconds: Per spectrum, by method.
+        scores: Scores by method, including `input`.
+        seconds: Time per spectrum, by method.
         kept: Positions of the spectra that are kept, (K,).
         flux: Those spectra, by method, (K, D).
-        std: Their standard deviations where the method gives any, (K, D).
+        std: Their standard deviations, if the method gives any, (K, D).
     """
 
     data: NoisyStars
@@ -142,16 +142,16 @@ def run_benchmark(
     """Score every method on its sets.
 
     For each set, method and 256 spectra there is a file under `out`/runs, named by a hash of the spectra, the
-    method and this package's version. What is there is not run again.
+    method and this package's version. Existing files are not computed again.
 
     Arguments:
-        sets: What `build_sets` gives.
+        sets: From `build_sets`.
         methods: The methods of each set, by its name.
         out: Folder.
         progress: Show a bar on stderr.
 
     Returns:
-        By the name of the set.
+        The scored sets by name.
     """
     folder = Path(out) / "runs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,7 +192,7 @@ def _part(method: Method, data: NoisyStars, kept: NDArray, folder: Path) -> Scor
         scores["kept std"] = std[kept].astype(np.float32)
     scores["seconds"] = np.array([seconds])
 
-    # Written whole or not at all: a run may be killed at any moment.
+    # Written under a temporary name and moved, because a run may be killed at any moment.
     unfinished = file.with_suffix(f".{os.getpid()}.tmp")
     save_file({name: np.ascontiguousarray(array) for name, array in scores.items()}, unfinished)
     unfinished.replace(file)
@@ -204,7 +204,7 @@ def _joined(parts: Sequence[Scores]) -> Scores:
 
 
 def _kept(data: NoisyStars) -> NDArray[np.int64]:
-    """The first spectra of each class; the complete ones first."""
+    """The first spectra of each class, complete ones before others."""
     missing = data.truth_mask.mean(-1)
     rows = [
         np.sort(own[np.argsort(missing[own], kind="stable")][:KEPT])

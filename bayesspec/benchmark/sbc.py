@@ -1,4 +1,4 @@
-"""Simulation-based calibration and Geweke's joint test: a posterior that is right has to pass both."""
+"""Simulation-based calibration and Geweke's joint test: a correct posterior has to pass both."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from bayesspec.runtime import seeded
 __all__ = ["Calibration", "Engine", "Truth", "calibrate", "geweke", "simulate"]
 
 TYPICAL_NOISE = 0.1
-"""Noise of simulated stars where the model has to be told of it, in units of the mean flux."""
+"""Noise of simulated stars in units of the mean flux, for models that need errors."""
 
 PATTERNS = 8
-"""Patterns of a residual term that are looked at."""
+"""Number of patterns of a residual term that are tested."""
 
 Engine = Callable[[StellarModel, ObservationBatch, int], Draws]
-"""What is tested: a model, a batch and a seed give draws of the posterior."""
+"""The engine to test: it takes a model, a batch and a seed, and returns draws of the posterior."""
 
 
 class Truth(NamedTuple):
-    """What a simulated star was made of."""
+    """The parameters of simulated stars."""
 
     z: Tensor
-    """(N, L + P + R): z, and after it x and w if the model has them."""
+    """(N, L + P + R): z, then x and w if the model has them."""
     log_scale: Tensor
     """(N, E), 0 where known."""
     flux: Tensor
@@ -44,20 +44,20 @@ class Truth(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Ranks of the truth among posterior draws, in (0, 1): uniform for a posterior that is right.
+    """Ranks of the truth among posterior draws, in (0, 1): uniform for a correct posterior.
 
     Arguments:
-        ranks: By the name of the quantity, each (N,).
+        ranks: Ranks by the name of the quantity, each (N,).
     """
 
     ranks: dict[str, NDArray[np.float64]]
 
     def p_values(self) -> dict[str, float]:
-        """Kolmogorov-Smirnov's p of each quantity's ranks against the uniform distribution."""
+        """Kolmogorov-Smirnov p value of each quantity's ranks against the uniform distribution."""
         return {name: float(ks_1samp(rank, uniform.cdf).pvalue) for name, rank in self.ranks.items()}
 
     def passes(self, level: float = 0.01) -> bool:
-        """Whether no quantity is below the level, after Bonferroni's correction for their number."""
+        """Whether no p value is below the level, after Bonferroni correction for their number."""
         p = self.p_values()
         return min(p.values()) * len(p) > level
 
@@ -70,17 +70,17 @@ def simulate(
     truth: Truth | None = None,
     stated: bool = True,
 ) -> tuple[ObservationBatch, Truth]:
-    """Run the program forwards: class, latents, scales where they are free, clean spectrum and noise.
+    """Run the program forwards: class, latents, free scales, clean spectrum and noise.
 
     Arguments:
         model: The model.
-        mask: What is not observed, (N, E, D), True = bad; exposures that lack pixels have free scales.
-        seed: Of everything drawn.
+        mask: Unobserved pixels, (N, E, D), True = bad; exposures that lack pixels have free scales.
+        seed: Seed of all draws.
         truth: Draw only the noise, and e, given these latents and scales.
         stated: Whether the pipeline states the noise; else its level is unknown.
 
     Returns:
-        The stars, and what they were made of.
+        The stars, and their parameters.
     """
     free = np.any(mask, -1) & ~np.all(mask, -1)
     ones = np.ones(mask.shape[:2])
@@ -103,7 +103,7 @@ def simulate(
 
 
 def _typical_ivar(noise: RobustNoiseNetwork) -> NDArray[np.float64]:
-    """Inverse variance of noise of the usual shape, a tenth of the mean flux, (D,)."""
+    """Inverse variance of noise with the usual wavelength dependence, a tenth of the mean flux, (D,)."""
     return (TYPICAL_NOISE * noise.reference.double().cpu().numpy()) ** -2
 
 
@@ -116,21 +116,21 @@ def calibrate(
     wavelengths: int = 10,
     seed: int = 0,
 ) -> Calibration:
-    """Rank the truth among the draws: each latent, the log-likelihood, and the clean flux at some pixels.
+    """Rank the truth among the draws: each latent, the log-likelihood, and the clean flux in some pixels.
 
-    Draws may be weighted: the rank is the weight of those below the truth, and a random share of ties.
+    Draws may be weighted: the rank is the weight of those below the truth, plus a random fraction of ties.
 
     References:
         | Talts, Betancourt, Simpson, Vehtari & Gelman 2018, arXiv:1804.06788
-        | Modrak et al. 2023, arXiv:2211.02383: the log-likelihood sees what parameters alone do not
+        | Modrak et al. 2023, arXiv:2211.02383: the log-likelihood detects errors that parameters do not
 
     Arguments:
         model: The model.
         batch: N simulated stars.
-        truth: What they were made of.
+        truth: Their parameters.
         draws: The posterior that is tested.
-        wavelengths: Number of pixels, evenly spread, whose flux is ranked.
-        seed: Of the share of what is equal.
+        wavelengths: Number of equidistant pixels whose flux is ranked.
+        seed: Seed of the fractions of ties.
     """
     n, latent = truth.z.shape
     weight = np.ones(draws.log_density.shape) if draws.log_weight is None else np.exp(draws.log_weight)
@@ -161,18 +161,18 @@ def geweke(
 ) -> dict[str, float]:
     """Geweke's joint test: p values of each latent, the log prior, and each free scale, after some sweeps.
 
-    Stars are drawn from the model; then, in turn, a latent is drawn from the posterior and a spectrum from
-    the noise. If the posterior belongs to the model the latents are still draws from the prior after any
-    number of sweeps; any mistake is made again in each sweep, and adds up.
+    Stars are drawn from the model. Then the latents are drawn from the posterior, and a spectrum from the
+    noise, in turn. If the posterior is that of the model, the latents are still draws from the prior after
+    any number of sweeps. An error is repeated in each sweep, and accumulates.
 
     References:
         | Geweke 2004, JASA 99, 799
 
     Arguments:
         model: The model.
-        mask: What is not observed, (N, E, D), see `simulate`: one chain for each of the N stars.
+        mask: Unobserved pixels, (N, E, D), see `simulate`: one chain for each of the N stars.
         engine: The posterior that is tested.
-        sweeps: How often.
+        sweeps: Number of sweeps.
         seed: Random seed.
     """
     batch, truth = simulate(model, mask, seed=seed)
@@ -183,7 +183,7 @@ def geweke(
             log_scale=torch.where(batch.free_scale, torch.as_tensor(log_scale[:, 0]).to(truth.z), 0.0),
         )
         batch, truth = simulate(model, mask, seed=seed + 1000 * sweep, truth=truth)
-    # The law to compare with, from four times as many stars that no engine has seen.
+    # The reference distribution, from four times as many stars from the prior.
     _, prior = simulate(model, np.repeat(mask, 4, axis=0), seed=seed + 1)
     here, there = _marginals(model, truth), _marginals(model, prior)
     return {name: float(ks_2samp(here[name], there[name]).pvalue) for name in here}
@@ -205,7 +205,7 @@ def _quantities(
 
 
 def _by_name(model: StellarModel, latents: Tensor) -> dict[str, Tensor]:
-    """Every latent, of the residual term the noise level, the sizes and the first patterns."""
+    """All latents by name; of the residual term the noise level, the amplitudes and the first patterns."""
     names = [f"z{d + 1}" for d in range(model.latent_dim)]
     names += [] if model.passage is None else model.passage.names
     if model.residual is not None:

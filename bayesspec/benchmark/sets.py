@@ -1,4 +1,4 @@
-"""Benchmark sets: unseen stars with the noise of unseen epochs, the truth known, what was done to each."""
+"""Benchmark sets: unseen stars with known truth, the noise of unseen epochs, and further perturbations."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ __all__ = ["SETS", "BenchmarkRecipe", "build_sets"]
 
 @dataclass(frozen=True)
 class BenchmarkRecipe:
-    """How large the benchmark is.
+    """The size of the benchmark.
 
     Arguments:
-        per_class: Most stars of a class.
-        sweep_per_class: The same in sets that take each star under several conditions.
-        gap_widths: Pixels removed at each end and in the middle, of 2048; of other grids the same share.
-        random_gap: Least and most pixels of a random interval, likewise.
-        levels: DER_SNR to reach.
-        high_snr: S/N of the set that asks whether good spectra are made worse.
-        velocities: Of moving stars, km/s.
-        ebv: Of stars behind dust, magnitudes.
-        calibration: Root mean square of smooth flux-calibration errors, in log flux.
-        hits: Heights of a single pixel, in units of the star's mean |flux|; 0 is the same without a hit.
+        per_class: Maximum number of stars of a class.
+        sweep_per_class: The same in sets with several conditions per star.
+        gap_widths: Pixels removed at each end and in the middle, of 2048; on other grids the same fraction.
+        random_gap: Minimum and maximum pixels of a random interval, likewise.
+        levels: DER_SNR values of the noisy input.
+        high_snr: S/N values of the set that tests whether good spectra are made worse.
+        velocities: Velocities of moving stars, km/s.
+        ebv: E(B-V) of stars behind dust, magnitudes.
+        calibration: Rms of smooth flux-calibration errors, in log flux.
+        hits: Heights of a single pixel, in units of the star's mean |flux|; 0 means no hit.
         seed: Random seed.
 
     Example:
@@ -64,7 +64,7 @@ class BenchmarkRecipe:
 
     @classmethod
     def quick(cls, seed: int = 2021) -> BenchmarkRecipe:
-        """A size that ends in minutes."""
+        """A size that takes minutes."""
         levels, hits = (2.0, 3.0, 7.0, 20.0), (0.0, 10.0, 1e3, 1e5)
         return cls(6, 2, (200, 500, 800), levels=levels, hits=hits, seed=seed)
 
@@ -77,11 +77,10 @@ class Kind(NamedTuple):
     """How a set is made.
 
     Arguments:
-        corrupt: What is done to each star.
-        setting: Keyword of `corrupt`, and the recipe's number or numbers that it is given.
-        sweep: Whether each star is taken under several conditions.
-        tell_scale: False where nobody is told the scale of the truth, as what the spectrum itself says of it
-            is wrong.
+        corrupt: Perturbs each star.
+        setting: Keywords of `corrupt`, and the fields of the recipe with their values.
+        sweep: Whether each star is used under several conditions.
+        tell_scale: False if methods are not told the scale of the truth, because it would not be known.
     """
 
     corrupt: Callable[..., Iterator[Noisy]]
@@ -117,14 +116,14 @@ def build_sets(
 ) -> Iterator[NoisyStars]:
     """Every set, in the order of `SETS`, from the test side of a star library and of a noise library.
 
-    The random numbers of a spectrum depend on the seed, the set and the star alone: other stars in the
-    library, and other sets, change nothing.
+    The random numbers of a spectrum depend only on the seed, the set and the star, not on other stars in the
+    library or on other sets.
 
     Arguments:
         library: Stars on the grid, of all sides of the split.
         noise: Noise on the grid, of all sides of the split.
-        grid: Of both.
-        recipe: How large.
+        grid: Grid of both.
+        recipe: Size of the benchmark.
         names: The sets to build; None: all.
 
     Raises:

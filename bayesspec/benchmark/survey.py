@@ -1,4 +1,4 @@
-"""What a survey costs: time and memory of `bayesspec denoise` by number of inputs, workers, and method."""
+"""Cost of a survey: time and memory of `bayesspec denoise` by number of inputs, workers, and method."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ __all__ = ["bench_start", "bench_survey", "simulate"]
 SNR = 10.0
 
 DISTINCT = 2000
-"""Spectra that differ; of more, the table is given several times, since a hundred thousand fill 4 GB."""
+"""Number of different spectra; for more, the table is given several times, as 100,000 spectra fill 4 GB."""
 
 PROFILE = "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"
-"""Dask's own profiler looks at its workers a hundred times a second, which takes a tenth of their time."""
+"""Dask's profiler samples its workers a hundred times a second, which takes a tenth of their time."""
 
 _CODE = "from bayesspec.cli import main; main()"
 
 
 def simulate(path: str | Path, count: int, *, seed: int = 0) -> Path:
-    """A table of simulated spectra: the star of the demonstration, bent and noisy, every one otherwise.
+    """A table of simulated spectra: the demonstration star with random slopes and noise.
 
     Arguments:
         path: The FITS table, in the format of star libraries.
-        count: How many.
-        seed: Of bend and noise.
+        count: Number of spectra.
+        seed: Seed of slopes and noise.
     """
     rng = np.random.default_rng(seed)
     star = example_star().exposures[0]
@@ -67,21 +67,21 @@ def bench_survey(
     workers: Sequence[int] = (1, 2),
     scheduler: bool = False,
 ) -> Table:
-    """Run `bayesspec denoise` over simulated spectra and note what it cost; rows are added to those in `out`.
+    """Run `bayesspec denoise` on simulated spectra and record the cost; rows are added to those in `out`.
 
-    Processor time counts all processes of the run; memory is the peak of the largest one.
+    Processor time is that of all processes of the run; memory is the peak of the largest one.
 
     Arguments:
         out: Table of all runs (ECSV).
         model: Name or bundle.
-        methods: Of inference.
+        methods: Methods of inference.
         counts: Numbers of spectra.
         workers: Numbers of processes.
-        scheduler: Have as many workers of a local Dask cluster do it, too.
+        scheduler: Repeat each run with the same number of workers of a local Dask cluster.
 
     Returns:
-        All rows: model, method, spectra, workers, by ("processes" or "dask"), seconds of wall clock and of
-        processor, peak_memory (MiB), load (of the machine, before), and cores.
+        All rows: model, method, spectra, workers, by ("processes" or "dask"), wall-clock and processor
+        seconds, peak_memory (MiB), load (of the machine, before), and cores.
 
     Raises:
         BayesspecError: if a run fails.
@@ -110,13 +110,13 @@ def bench_survey(
 
 
 def bench_start(out: str | Path, *, names: int = 1_000_000, model: str = "kang2021") -> Table:
-    """Note how long it takes until a run of so many files begins, and goes on after all but one piece.
+    """Time the start of a run of many files, and its continuation when all but one piece are done.
 
-    Nothing is read: the files need not exist, and finished pieces are known by their names.
+    No spectrum is read: the files need not exist, and finished pieces are known by their names.
 
     Arguments:
         out: Table of all runs (ECSV), see `bench_survey`.
-        names: How many files.
+        names: Number of files.
         model: Name or bundle.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -168,7 +168,7 @@ def _run(tables: list[Path], count: int, model: str, method: str, workers: int, 
 
 @contextlib.contextmanager
 def _cluster(folder: Path, workers: int) -> Iterator[tuple[Path, list[int]]]:
-    """A scheduler and workers as the documentation has them; yields the scheduler's file and workers' ids."""
+    """A scheduler and workers as in the documentation; yields the scheduler's file and the process ids."""
     file = folder / "scheduler.json"
     local = ("--scheduler-file", file, "--host", "127.0.0.1")
     dask = [sys.executable, "-m", "dask"]
@@ -193,7 +193,7 @@ def _begin(line: Sequence[object]) -> subprocess.Popen:
 
 
 def _spent(pid: int) -> float:
-    """Seconds of processor time of a process that runs; Linux alone tells."""
+    """Seconds of processor time of a running process, on Linux only."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -1,1 +1,1 @@
-"""What is measured: losses, coverage, lines, and comparisons with their errors."""
+"""The measures of the benchmark: losses, coverage, lines, and comparisons with their errors."""

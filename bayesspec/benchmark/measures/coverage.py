@@ -1,4 +1,4 @@
-"""Do posterior intervals hold the truth as often as they say, and how wide are they?"""
+"""Coverage and width of posterior intervals."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 __all__ = ["LEVELS", "Coverage", "interval_coverage", "pixel_coverage"]
 
 LEVELS = (0.50, 0.68, 0.90, 0.95)
-"""Shares of the posterior that a central interval holds."""
+"""Probabilities of the central intervals."""
 
 
 class Coverage(NamedTuple):
-    """For each level: the share of pixels whose truth is inside, and the mean width, each (..., levels)."""
+    """For each level: the fraction of pixels with the truth inside, and mean width, each (..., levels)."""
 
     share: NDArray[np.float64]
     width: NDArray[np.float64]
@@ -29,22 +29,21 @@ def interval_coverage(
     levels: tuple[float, ...] = LEVELS,
     seed: int = 0,
 ) -> Coverage:
-    """Coverage and width of the central intervals of equally probable draws of a spectrum.
+    """Coverage and width of the central intervals of draws of a spectrum with equal weight.
 
-    What is taken for the truth has noise of its own. With its variance the intervals are those of what would
-    be measured: each draw has such noise added. Without, they are those of the star, and the truth's noise
-    counts against them.
+    The truth has noise too. With its variance, such noise is added to each draw, and the intervals are for
+    the truth as measured. Without it they are for the star, and the truth's noise counts against them.
 
     Arguments:
         draws: Clean spectra, (S, D).
         truth: (D,).
-        mask: Pixels that the truth does not have, True = bad, (D,).
-        variance: Of the truth's own noise, (D,), 0 where unknown.
-        levels: Shares of the posterior.
-        seed: Of the noise that is added.
+        mask: Pixels where the truth is missing, True = bad, (D,).
+        variance: Variance of the truth's own noise, (D,), 0 where unknown.
+        levels: Probabilities of the intervals.
+        seed: Seed of the added noise.
 
     Returns:
-        Each (levels,); 0 where the truth has no pixel.
+        Each (levels,); 0 if the truth has no pixel.
 
     Example:
         >>> rng, nothing = np.random.default_rng(0), np.zeros(2000, bool)
@@ -73,7 +72,7 @@ def pixel_coverage(
     if variance is not None:
         draws = draws + np.sqrt(variance) * np.random.default_rng(seed).standard_normal(draws.shape)
     tails = np.array([(1 - level) / 2 for level in levels])
-    # All ends at once: sorting is what costs.
+    # All ends at once, because sorting is the expensive part.
     ends = np.quantile(draws, np.concatenate([tails, 1 - tails]), axis=0)
     lower, upper = ends[: len(levels)], ends[len(levels) :]
     return (truth >= lower) & (truth <= upper), upper - lower

@@ -1,4 +1,4 @@
-"""Signal to noise of a spectrum by itself: DER_SNR."""
+"""S/N of a spectrum from its fluxes alone: DER_SNR."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ GAUSSIAN = 1.482602
 """Standard deviation of a normal distribution whose median absolute value is 1."""
 
 STEP = 2
-"""Pixels between the three of a difference: neighbours may share their noise."""
+"""Spacing of the three pixels of a difference, because the noise of neighbours may be correlated."""
 
 
 def der_snr(flux: NDArray, mask: NDArray) -> NDArray[np.float64]:
-    """Median flux over the noise that third-order differences show, (...,), see `der_noise`.
+    """Median flux divided by the noise from second differences, (...,), see `der_noise`.
 
     References:
         | Stoehr et al. 2008, DER_SNR: A Simple & General Spectroscopic Signal-to-Noise Measurement Algorithm,
@@ -26,7 +26,7 @@ def der_snr(flux: NDArray, mask: NDArray) -> NDArray[np.float64]:
         mask: True = bad, (..., D).
 
     Returns:
-        The ratio; 0 where no three pixels make a difference, infinite where a spectrum has no noise.
+        The ratio; 0 if there is no complete difference, infinite if a spectrum has no noise.
 
     Example:
         >>> noisy = 1 + np.random.default_rng(0).normal(0, 0.1, 100_000)
@@ -41,13 +41,13 @@ def der_snr(flux: NDArray, mask: NDArray) -> NDArray[np.float64]:
 
 
 def der_noise(flux: NDArray, mask: NDArray) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    r"""Standard deviation of a spectrum's noise by itself, (...,), and whether any three pixels tell it.
+    r"""Standard deviation of a spectrum's noise from its fluxes, (...,), and whether it could be measured.
 
     .. math:: \sigma = \frac{1.482602}{\sqrt 6} \, \mathrm{median}_i \,
         |2 f_i - f_{i-2} - f_{i+2}|
 
-    The original closes the ranks where pixels are missing; here a difference needs its three pixels, so that
-    no two sides of a gap are compared.
+    The original removes missing pixels and joins the rest. Here a difference needs all three pixels, so that
+    the two sides of a gap are never compared.
 
     Arguments:
         flux: (..., D).
@@ -66,7 +66,7 @@ def der_noise(flux: NDArray, mask: NDArray) -> tuple[NDArray[np.float64], NDArra
 
 
 def _median(values: NDArray, seen: NDArray) -> NDArray[np.float64]:
-    """Median over the last axis of what is seen; 0 where nothing is."""
+    """Median over the observed values of the last axis; 0 where there is none."""
     count = seen.sum(-1, keepdims=True)
     ordered = np.sort(np.where(seen, values, np.inf), axis=-1)
     middle = [np.take_along_axis(ordered, np.maximum(at, 0), -1) for at in ((count - 1) // 2, count // 2)]

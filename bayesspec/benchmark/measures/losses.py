@@ -1,4 +1,4 @@
-"""How far a denoised spectrum is from the truth, and what of it is the truth's own noise."""
+"""The distance of a denoised spectrum from the truth, and the part of it that is the truth's own noise."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def squared_loss(
     Arguments:
         estimate: (..., D), in the truth's unit.
         truth: (..., D).
-        mask: Pixels that the truth does not have, True = bad, (..., D).
-        among: Only these pixels, (..., D): those that were observed, those that were not.
+        mask: Pixels where the truth is missing, True = bad, (..., D).
+        among: Use only these pixels, (..., D), e.g. the observed ones.
 
     Returns:
-        The loss; 0 where no pixel is left.
+        The loss; 0 if no pixel is left.
 
     Example:
         >>> truth, nothing = np.ones(100), np.zeros(100, bool)
@@ -38,16 +38,16 @@ def squared_loss(
 
 
 def clean_variance(ivar: NDArray, mask: NDArray) -> NDArray[np.float64]:
-    r"""Mean variance of the truth's own noise over its good pixels, (...,); 0 where that is not known.
+    r"""Mean variance of the truth's own noise over its good pixels, (...,); 0 if unknown.
 
-    What is taken for the truth is a measurement :math:`t = s + e` of a star s. A denoised spectrum
-    :math:`\hat s` that hardly depends on the single pixel's e, as all here, has
-    :math:`\langle (\hat s - t)^2 \rangle = \langle (\hat s - s)^2 \rangle + \sigma_e^2`: the loss against the
-    star is the loss less this. (A method that copies its input copies e, for which this is no correction: it
-    is given its loss as it is.)
+    The truth is a measurement :math:`t = s + e` of a star s. A denoised spectrum :math:`\hat s` that hardly
+    depends on the noise e of a single pixel, as for all methods here, has
+    :math:`\langle (\hat s - t)^2 \rangle = \langle (\hat s - s)^2 \rangle + \sigma_e^2`. So the loss against
+    the star is the loss minus this variance. (A method that copies its input also copies e; then the
+    correction does not apply, and its loss is used as it is.)
 
     Arguments:
-        ivar: Of the truth, (..., D), 0 where masked or unknown.
+        ivar: Inverse variance of the truth, (..., D), 0 where masked or unknown.
         mask: True = bad, (..., D).
 
     Example:

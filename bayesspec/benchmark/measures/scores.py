@@ -1,4 +1,4 @@
-"""What is measured on each spectrum of a benchmark set, for any method."""
+"""The measures for each spectrum of a benchmark set, for any method."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Scores = dict[str, NDArray]
 """Measures by name, each (N, ...)."""
 
 DRAWS = 500
-"""Spectra of the posterior that the ends of an interval are percentiles of."""
+"""Number of posterior spectra whose percentiles are the ends of intervals."""
 
 
 def input_scores(data: NoisyStars) -> Scores:
-    """Of the input itself, exposures averaged: its loss where it is observed, and DER_SNR.
+    """Scores of the input itself, exposures averaged: its loss where it is observed, and DER_SNR.
 
-    With `clean_variance`, of the truth's own noise, and the share of pixels observed.
+    Also `clean_variance`, of the truth's own noise, and the fraction of pixels observed.
     """
     single, unit = data.single()
     flux = single.flux * unit[:, None]
@@ -41,10 +41,10 @@ def input_scores(data: NoisyStars) -> Scores:
 
 
 def spectrum_scores(data: NoisyStars, estimate: NDArray) -> Scores:
-    """Of denoised spectra, (N, D), in the truth's unit: losses, DER_SNR, errors of equivalent widths.
+    """Scores of denoised spectra, (N, D), in the truth's unit: losses, DER_SNR, errors of equivalent widths.
 
-    `loss` is over all pixels that the truth has, `loss_observed` and `loss_missing` over those of them that
-    an exposure has, and has not.
+    `loss` is over all pixels of the truth, `loss_observed` over those that an exposure has, and
+    `loss_missing` over the others.
     """
     seen = np.any(~data.mask, -2)
     return {
@@ -69,10 +69,10 @@ def class_scores(result: Result) -> Scores:
 
 
 def interval_scores(data: NoisyStars, result: Result) -> Scores:
-    """Coverage and width of the posterior's intervals at `LEVELS`, each (N, levels).
+    """Coverage and width of posterior intervals at `LEVELS`, each (N, levels).
 
-    `coverage` is of the star, with the truth's own noise counted against it; `coverage_missing` of the pixels
-    that no exposure has, 0 where there are none; `coverage_measured` of the truth as it was measured, see
+    `coverage` is for the star, with the truth's own noise counted against it; `coverage_missing` is for the
+    pixels that no exposure has, 0 if there are none; `coverage_measured` is for the truth as measured, see
     `interval_coverage`.
     """
     names = "coverage", "coverage_missing", "width", "coverage_measured"

@@ -1,1 +1,1 @@
-"""Opponents of the benchmark: what people would use instead, each tuned as a careful person would."""
+"""Opponents, the comparison methods of the benchmark: the usual alternatives, tuned with care."""

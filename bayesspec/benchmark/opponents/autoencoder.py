@@ -27,7 +27,7 @@ from .pairs import Pairs
 __all__ = ["Autoencoder", "AutoencoderRecipe"]
 
 SHIFT = 8
-"""Pixels by which noise is moved along the spectrum at most: exposures of other nights have other flexure."""
+"""Maximum shift of the noise in pixels, because exposures of other nights have a different flexure."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class AutoencoderRecipe(Sizes):
         encoder_channels: Channels after each convolution.
         steps: Updates.
         batch_size: Pairs per update.
-        learning_rate: The largest.
-        weight_decay: Of AdamW.
-        tolerance: Loss beyond which a spectrum pulls less, see `bayesspec.nn.isometry.tolerant`.
+        learning_rate: Maximum learning rate.
+        weight_decay: Weight decay of AdamW.
+        tolerance: Loss beyond which a spectrum has less influence, see `bayesspec.nn.isometry.tolerant`.
         balance: 1 draws every class equally often, 0 every star.
-        model_vote: Vote of a theoretical star beside that of a real one.
-        gaps: Share of pairs with an interval removed.
-        amplitude: Factor on the noise, least and most, log-uniform; half of the pairs keep it as it is.
+        model_vote: Weight of a theoretical star, relative to a real one.
+        gaps: Fraction of pairs with an interval removed.
+        amplitude: Factor on the noise, minimum and maximum, log-uniform, for half of the pairs.
     """
 
     latent_dim: int = 32
@@ -81,10 +81,10 @@ class _Network(nn.Module):
 class Autoencoder(Baseline):
     """Encoder of strided convolutions, narrow bottleneck, decoder with the layers of the generator.
 
-    It is trained on clean training stars to which the noise of real training exposures is added anew for
-    every batch, some with an interval missing, to return the clean spectrum. One network serves complete
-    spectra and spectra with gaps: missing pixels read as the mean flux, and a second channel says which they
-    are. It uses no noise level per pixel, as the paper's.
+    It is trained to return clean training stars from noisy ones. The noise of real training exposures is
+    drawn anew for every batch, and some spectra have an interval removed. One network handles spectra with
+    and without gaps: missing pixels get the mean flux, and a second channel marks them. Like the paper's, it
+    uses no noise level per pixel.
 
     References:
         | Kang, He & Zhang 2021, RAA 21, 169, section 4 (https://arxiv.org/abs/2103.02896)
@@ -117,7 +117,7 @@ class Autoencoder(Baseline):
             stars: Clean training spectra.
             noise: Training exposures.
             recipe: Sizes and steps.
-            seed: Of the weights, the batches and the corruptions.
+            seed: Seed of the weights, the batches and the corruptions.
             checkpoint: File to resume from, see `bayesspec.training.loop.minimise`.
             progress: Show a bar on stderr.
         """
@@ -134,7 +134,7 @@ class Autoencoder(Baseline):
             residual, lost = _draw_noise(*exposures, recipe, rng)
             mask = unknown | lost
             noisy = torch.where(mask, 0.0, clean + residual)
-            # The unit of flux is what `denoise` will know: that of the noisy spectrum's own pixels.
+            # The unit of flux is the one available to `denoise`, from the noisy spectrum's observed pixels.
             unit = torch.as_tensor(flux_unit(noisy.numpy(), mask.numpy()), dtype=clean.dtype).clamp_min(0.05)
             difference = clean / unit[:, None] - network(noisy, mask)
             square = torch.where(unknown, 0.0, difference).square().sum(-1) / (~unknown).sum(-1)
@@ -167,7 +167,7 @@ class Autoencoder(Baseline):
         checkpoints: Path | None = None,
         progress: bool = False,
     ) -> AutoencoderRecipe:
-        """The recipe with the bottleneck that does best on validation pairs after a share of the steps."""
+        """The recipe with the bottleneck that does best on validation pairs after a short training."""
         short = replace(recipe, steps=max(1, round(share * recipe.steps)))
         scores = {}
         for width in latent_dims:
@@ -193,7 +193,7 @@ class Autoencoder(Baseline):
 
     @classmethod
     def _from_state(cls, arrays: Mapping[str, NDArray], config: Mapping[str, Any]) -> Self:
-        with seeded(0):  # the first weights are overwritten; the caller's random state is not touched
+        with seeded(0):  # the initial weights are overwritten; this keeps the caller's random state
             fitted = cls(Encoder(**config["encoder"]), Generator(**config["decoder"]))
         fitted.network.load_state_dict({name: torch.as_tensor(array) for name, array in arrays.items()})
         return fitted
@@ -202,10 +202,10 @@ class Autoencoder(Baseline):
 def _draw_noise(
     residual: Tensor, mask: Tensor, recipe: AutoencoderRecipe, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Noise and missing pixels of a batch, (B, D) each: no exposure is ever seen twice as it was.
+    """Noise and missing pixels of a batch, (B, D) each, with augmentation.
 
-    A few hundred exposures would be learned by heart. Each draw is two of them joined at a random pixel,
-    moved by some pixels, with a random sign, half of them with another amplitude.
+    The network would memorise a few hundred exposures. So each draw is two of them joined at a random pixel,
+    shifted by some pixels, with a random sign, and half of the time with another amplitude.
     """
     n, size = recipe.batch_size, residual.shape[1]
 

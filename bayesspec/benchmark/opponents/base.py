@@ -1,4 +1,4 @@
-"""What every opponent shares: its face, its unit of flux, and how it is kept on disk."""
+"""The base of all opponents: their interface, their unit of flux, and their storage on disk."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Mask = NDArray[np.bool_]
 
 ARRAYS, CONFIG = "fit.safetensors", "fit.json"
 ROWS = 256
-"""Spectra that are worked on at once: bounds the memory, changes no result."""
+"""Spectra that are processed at once; this limits the memory and does not affect the results."""
 
 
 class Denoiser(Protocol):
-    """Anything that cleans spectra on the model's grid."""
+    """A method that denoises spectra on the model's grid."""
 
     name: str
 
@@ -36,12 +36,12 @@ class Denoiser(Protocol):
 
 
 class Baseline(ABC):
-    """An opponent: what differs from one to the next is how a spectrum at mean flux 1 is cleaned.
+    """An opponent. Subclasses define how a spectrum at mean flux 1 is denoised.
 
     Arguments:
-        name: What tables call it.
-        size: D, where it was fitted for one.
-        key: Of the data and recipe that it was fitted with, once it is saved or loaded.
+        name: Its name in tables.
+        size: D, if it was fitted for one grid size.
+        key: Hash of the data and recipe with which it was fitted, once it is saved or loaded.
     """
 
     name: str
@@ -51,8 +51,8 @@ class Baseline(ABC):
     def denoise(self, flux: ArrayLike, ivar: ArrayLike, mask: ArrayLike) -> Array:
         """Clean spectra, gaps filled, in the unit of the flux: finite, and each row from that row alone.
 
-        The result scales with the flux (and ivar with its inverse square). What stands under the mask, NaN
-        included, has no influence. Rows in which nothing was observed, or nothing but zero, come back as 0.
+        The result scales with the flux (if ivar scales with its inverse square). Masked values, NaN included,
+        have no influence. Rows without observed pixels, or with only zeros, are returned as 0.
 
         Arguments:
             flux: Noisy spectra, (N, D).
@@ -60,7 +60,7 @@ class Baseline(ABC):
             mask: True = bad, (N, D).
 
         Raises:
-            ObservationError: if the shapes differ, or are not those it was fitted for.
+            ObservationError: if the shapes differ, or are not those for which it was fitted.
         """
         flux, ivar, mask = np.asarray(flux, float), np.asarray(ivar, float), np.asarray(mask, bool)
         if flux.ndim != 2 or not flux.shape == ivar.shape == mask.shape:
@@ -85,11 +85,11 @@ class Baseline(ABC):
 
     @abstractmethod
     def _denoise(self, flux: Array, ivar: Array, mask: Mask) -> Array:
-        """Clean spectra at mean flux 1, (N, D); flux and ivar are 0 under the mask, one pixel is observed."""
+        """Clean spectra at mean flux 1, (N, D); flux and ivar are 0 if masked, and some pixel is observed."""
 
     @abstractmethod
     def _state(self) -> tuple[dict[str, NDArray], dict[str, Any]]:
-        """What was fitted: arrays, and whatever JSON holds."""
+        """The fitted quantities: arrays, and values for JSON."""
 
     @classmethod
     @abstractmethod
@@ -97,11 +97,11 @@ class Baseline(ABC):
         """The inverse of `_state`."""
 
     def save(self, folder: str | Path, *, key: str = "") -> Path:
-        """Write what was fitted to a folder, as safetensors and JSON.
+        """Write the fitted quantities to a folder, as safetensors and JSON.
 
         Arguments:
-            folder: Made if need be.
-            key: Of the data and recipe that it was fitted with.
+            folder: Created if necessary.
+            key: Hash of the data and recipe with which it was fitted.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,14 +109,14 @@ class Baseline(ABC):
         arrays, config = self._state()
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / ARRAYS)
         self.key = key
-        # The card comes last: a folder that has one is complete.
+        # The card is written last, so a folder that has one is complete.
         card = {"name": self.name, "key": key, "config": config}
         (folder / CONFIG).write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")
         return folder
 
     @staticmethod
     def stored_key(folder: str | Path) -> str | None:
-        """The key that `save` was given; None where nothing is saved."""
+        """The key that was passed to `save`; None if nothing is saved."""
         try:
             return str(json.loads((Path(folder) / CONFIG).read_text())["key"])
         except (OSError, KeyError, TypeError, ValueError):
@@ -124,10 +124,10 @@ class Baseline(ABC):
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Read what `save` wrote.
+        """Read the folder that `save` wrote.
 
         Raises:
-            BundleError: if the folder does not hold it, or is damaged.
+            BundleError: if the folder does not have it, or is damaged.
         """
         folder = Path(folder)
         try:
@@ -140,7 +140,7 @@ class Baseline(ABC):
 
 
 def fill_gaps(flux: Array, mask: Mask) -> Array:
-    """Masked pixels by linear interpolation between their neighbours, flat beyond the ends, (N, D).
+    """Fill masked pixels by linear interpolation, constant beyond the ends, (N, D).
 
     Example:
         >>> fill_gaps(np.array([[0.0, 2.0, 0.0, 4.0]]), np.array([[True, False, True, False]]))

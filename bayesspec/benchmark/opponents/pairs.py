@@ -1,4 +1,4 @@
-"""Noisy and clean spectra in pairs: real stars with the noise of real exposures, to tune opponents on."""
+"""Pairs of noisy and clean spectra for tuning: real stars with the noise of real exposures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Pairs", "search"]
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Spectra with noise whose clean spectrum is known.
+    """Noisy spectra with known clean spectra.
 
     Arguments:
         clean: (N, D), at mean |flux| = 1.
@@ -43,14 +43,14 @@ class Pairs:
     def draw(
         cls, stars: StarLibrary, noise: NoiseLibrary, *, per_class: int, seed: int, gaps: float = 0.5
     ) -> Pairs:
-        """The same number of pairs for each class; stars repeat, with other noise, where a class has few.
+        """Draw the same number of pairs for each class; in small classes, stars repeat with other noise.
 
         Arguments:
             stars: Clean spectra.
-            noise: Exposures to take the noise of.
-            per_class: Pairs for each class that the stars have.
-            seed: Of the choice of stars, noise and gaps.
-            gaps: Share of pairs from which one interval is removed, up to half of the grid.
+            noise: Exposures whose noise is used.
+            per_class: Pairs for each class among the stars.
+            seed: Seed of the choice of stars, noise and gaps.
+            gaps: Fraction of pairs from which one interval is removed, up to half of the grid.
 
         Raises:
             BayesspecError: if there is no star or no exposure.
@@ -82,11 +82,11 @@ class Pairs:
         )
 
     def losses(self, denoiser: Denoiser) -> Array:
-        """Mean squared difference from the clean spectrum over all pixels where that is known, (N,)."""
+        """Mean squared difference from the clean spectrum over all pixels where it is known, (N,)."""
         return squared_loss(denoiser.denoise(self.flux, self.ivar, self.mask), self.clean, ~self.known)
 
     def score(self, denoiser: Denoiser) -> float:
-        """Geometric mean over the classes of their median loss: what opponents are tuned to make small."""
+        """Geometric mean over the classes of their median loss, which tuning minimises."""
         losses = self.losses(denoiser)
         medians = [np.median(losses[self.klass == c]) for c in np.unique(self.klass)]
         return float(np.exp(np.mean(np.log(np.maximum(medians, 1e-30)))))
@@ -95,12 +95,12 @@ class Pairs:
 def search(
     build: Callable[..., Denoiser], choices: Mapping[str, Sequence[Any]], pairs: Pairs
 ) -> dict[str, Any]:
-    """The settings with the smallest score, one setting after the other, twice around.
+    """Find the settings with the smallest score, one setting after the other, in two rounds.
 
     Arguments:
-        build: Makes a denoiser of one value for each setting.
-        choices: Values of each setting; the first is where the search begins.
-        pairs: To score on.
+        build: Makes a denoiser from one value for each setting.
+        choices: Values of each setting; the search starts from the first.
+        pairs: Pairs for the score.
     """
     best = {name: values[0] for name, values in choices.items()}
     scores: dict[tuple[Any, ...], float] = {}

@@ -1,4 +1,4 @@
-"""Probabilistic principal components with wavelength-dependent, heavy-tailed noise: the strong opponent."""
+"""Probabilistic principal components with wavelength-dependent, heavy-tailed noise: a strong opponent."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ __all__ = ["ProbabilisticPCA"]
 
 CHOICES = {"blend": (1.0, 0.75, 0.5, 0.25, 0.0), "dof": (5.0, 3.0, 10.0, 30.0)}
 STEPS = 12
-"""Re-weighted least-squares steps: after ten, 95 % of spectra move by less than 1e-3 of their error."""
+"""Re-weighted least-squares steps: after ten, 95 % of spectra change by less than 1e-3 of their error."""
 
 LEAST_VARIANCE = 1e-6
-"""Of a pixel: no star is expressed to better than 0.1 % of its mean flux."""
+"""Minimum misfit variance of a pixel: no star is reproduced to better than 0.1 % of its mean flux."""
 
 
 class ProbabilisticPCA(Baseline):
     r"""Posterior mean of a linear Gaussian model of stars under Student-t noise.
 
     A spectrum is :math:`y = a (\mu + W c + e) + \epsilon` with :math:`c \sim N(0, 1)`,
-    :math:`e_d \sim N(0, \psi_d)` for what K components cannot express, and noise whose scale is the
-    pipeline's (calibrated by wavelength), or, where there is none, that of training exposures times an
-    amplitude found from the spectrum's own residuals. The t-distribution is solved by re-weighted least
-    squares, missing pixels have weight 0. The scale a is free: the mean flux of what was observed is never
-    quite that of the whole grid (1 % of missing blue pixels can move it more than the noise does), and where
-    an arm is missing it is far from it.
+    :math:`e_d \sim N(0, \psi_d)` for the misfit of K components. The scale of the noise is that of the
+    pipeline (calibrated by wavelength) blended with that of training exposures times an amplitude found from
+    the spectrum's own residuals; without pipeline errors only the latter is used. The t-distribution is
+    solved by re-weighted least squares, with weight 0 for missing pixels. The scale a is free, because the
+    mean flux of the observed pixels is not that of the whole grid (1 % of missing blue pixels can change it
+    more than the noise does), and very different if an arm is missing.
 
     References:
         | Tipping & Bishop 1999, J. R. Stat. Soc. B 61, 611
@@ -46,11 +46,11 @@ class ProbabilisticPCA(Baseline):
 
     Arguments:
         mean: Mean star, (D,).
-        components: W, rows times the standard deviation of their coefficient, (K, D).
+        components: W, the components times the standard deviations of their coefficients, (K, D).
         uniqueness: psi, (D,).
         scale: Noise by wavelength in units of a spectrum's noise level, (D,).
         factor: Noise in units of the pipeline's, (D,).
-        blend: Share of the pipeline in the logarithm of the noise where it gives one.
+        blend: Weight of the pipeline's errors in the logarithm of the noise, where they are known.
         dof: Degrees of freedom of the noise.
     """
 
@@ -90,11 +90,11 @@ class ProbabilisticPCA(Baseline):
             stars: Clean training spectra; their own noise and missing pixels are accounted for.
             noise: Training exposures.
             components: K.
-            balance: 1 gives every class the same weight, 0 every star. Validation stars of nearly every class
-                are better off with a little less than 1.
-            model_vote: Vote of a theoretical star beside that of a real one.
-            rounds: Of expectation maximisation.
-            seed: Of the randomised singular vectors that it starts from.
+            balance: 1 gives every class the same weight, 0 every star. For validation stars of nearly every
+                class a little less than 1 is best.
+            model_vote: Weight of a theoretical star, relative to a real one.
+            rounds: Iterations of expectation maximisation.
+            seed: Seed of the randomised singular vectors from which it starts.
 
         Raises:
             BayesspecError: if there are not more stars than components.
@@ -106,7 +106,7 @@ class ProbabilisticPCA(Baseline):
         return cls(*fitted, noise_scale(noise), pipeline_factor(noise))
 
     def tune(self, validation: Pairs) -> Self:
-        """The same components with the noise's blend and tail that do best on validation pairs."""
+        """The same components with the blend and tail of the noise that do best on validation pairs."""
         return self._with(**search(self._with, CHOICES, validation))
 
     def _with(self, **settings: float) -> Self:
@@ -138,7 +138,7 @@ class ProbabilisticPCA(Baseline):
             spectrum = coefficients @ self._design
             level = self._level(flux - spectrum, observed, scale)
 
-        # What the components cannot express, as far as the pixel's own noise lets it be seen.
+        # The misfit of the components, as far as it can be told from the pixel's noise.
         share = scale[:, None] ** 2 * self.uniqueness / variance * np.minimum(weight, 1.0)
         return spectrum + share * (flux - spectrum)
 
@@ -149,7 +149,7 @@ class ProbabilisticPCA(Baseline):
         return np.where(known, pipeline**self.blend * own ** (1 - self.blend), own)
 
     def _level(self, residual: Array, observed: Mask, scale: Array) -> Array:
-        """Amplitude of a spectrum's noise from its residuals, less what is not noise, (N,)."""
+        """Amplitude of a spectrum's noise from its residuals, minus the part that is not noise, (N,)."""
         count = np.maximum(observed.sum(-1, keepdims=True), 1)
         excess = np.where(
             observed, (residual**2 - scale[:, None] ** 2 * self.uniqueness) / self.scale**2, np.inf
@@ -178,7 +178,7 @@ def _expectation_maximisation(
     partial = observed.mean(-1) < FULL_COVERAGE
     k = components
 
-    # Start: singular vectors of the spectra with the mean star in their gaps.
+    # Start from the singular vectors of the spectra with the mean star in their gaps.
     total = np.maximum(weights @ observed, 1e-12)
     mean = weights @ (stars.flux * observed) / total
     filled = np.where(observed, stars.flux - mean, 0.0) * np.sqrt(weights)[:, None]
@@ -208,11 +208,11 @@ def _expectation_maximisation(
         solution = np.linalg.solve(left, ((weighted * flux.T) @ joint)[..., None])[..., 0]
         w, mean = solution[:, :k].T, solution[:, k]
 
-        # What is left at every pixel, typically: a few stars with strong emission do not speak for the rest.
+        # The typical residual of every pixel, not dominated by a few stars with strong emission.
         spectrum = c @ w + mean
         psi = _typical_variance(flux - spectrum, observed, weights, variance * unit[:, None] ** 2)
 
-        # Spectra that lack pixels are known in units of their own mean; bring them to the whole grid's.
+        # Incomplete spectra are in units of their own mean; rescale them to that of the whole grid.
         size = np.abs(spectrum)
         share = (size * observed).sum(-1) / observed.sum(-1) / size.mean(-1)
         unit = np.where(partial, share, 1.0)
@@ -224,14 +224,14 @@ def _expectation_maximisation(
 
 
 def _star_variance(stars: StarLibrary) -> NDArray[np.float32]:
-    """Variance of a star's own noise, (N, D): its ivar's, or what its S/N says."""
+    """Variance of a star's own noise, (N, D), from its ivar or its S/N."""
     known = stars.ivar > 0
     typical = (1 / np.maximum(stars.snr, 1.0) ** 2)[:, None]
     return np.where(known, 1 / np.where(known, stars.ivar, 1.0), typical).astype(np.float32)
 
 
 def _typical_variance(residual: Array, observed: Mask, weights: Array, variance: Array) -> Array:
-    """Square of the residual that 68.27 % of the weight is below, less the stars' own noise, (D,)."""
+    """Squared residual with 68.27 % of the weight below it, minus the stars' own noise, (D,)."""
     square = np.where(observed, residual**2, np.inf)
     order = np.argsort(square, axis=0)
     share = np.cumsum((weights[:, None] * observed)[order, np.arange(square.shape[1])], axis=0)
@@ -248,7 +248,7 @@ def _products(rows: Array) -> Array:
 
 
 def _symmetric(upper: Array, size: int) -> Array:
-    """Matrices (N, K, K) of their upper triangles."""
+    """Symmetric matrices (N, K, K) from their upper triangles."""
     i, j = np.triu_indices(size)
     full = np.empty((len(upper), size, size))
     full[:, i, j] = upper

@@ -20,17 +20,17 @@ from .pairs import Pairs, search
 __all__ = ["SavitzkyGolay"]
 
 AMPLITUDES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-"""Noise, in units of that of the exposures, for each of which a window and an order are chosen."""
+"""Noise amplitudes, in units of that of the exposures; a window and an order are chosen for each."""
 
 WINDOWS = (13, 3, 5, 7, 9, 11, 17, 21, 25, 31, 41, 51, 71, 101)
-ORDERS = (2, 1, 4)  # an odd order smooths as the even one below it does, but for the order 1 and the ends
+ORDERS = (2, 1, 4)  # except at the ends, an odd order smooths like the even one below it
 
 
 class SavitzkyGolay(Baseline):
     """`scipy.signal.savgol_filter` on spectra whose gaps are interpolated.
 
     Window and order are those that did best on validation stars with noise of about the spectrum's own level
-    (DER_SNR). The pipeline's ivar is not used: polynomials weighted by it had a loss 1 % smaller.
+    (DER_SNR). The pipeline's ivar is not used: weighting by it would reduce the loss by only 1 %.
 
     Arguments:
         levels: Noise levels in units of the mean flux, (T,), ascending.

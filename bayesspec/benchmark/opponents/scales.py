@@ -1,4 +1,4 @@
-"""How noisy a pixel is: what training exposures say of the wavelength."""
+"""Noise as a function of wavelength, from training exposures."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .base import Array, fill_gaps
 __all__ = ["noise_scale", "pipeline_factor"]
 
 SMOOTHING = 9
-"""Pixels of the running median over noise scales: they have as few exposures as a survey's star has."""
+"""Pixels of the running median over noise scales, which come from a limited number of exposures."""
 
 
 def noise_scale(noise: NoiseLibrary) -> Array:
-    """Robust standard deviation of the noise at each wavelength, each exposure in units of its own, (D,)."""
+    """Robust standard deviation of the noise at each wavelength, with each exposure in its own unit, (D,)."""
     residual = noise.residual / _spread(np.abs(noise.residual), ~noise.mask, axis=1)[:, None]
     return _smooth(_spread(np.abs(residual), ~noise.mask, axis=0))
 
 
 def pipeline_factor(noise: NoiseLibrary) -> Array:
-    """Robust standard deviation of noise in units of the pipeline's, (D,): 1 where its ivar is right."""
+    """Robust standard deviation of noise in units of the pipeline's, (D,): 1 where its ivar is correct."""
     known = ~noise.mask & (noise.ivar > 0)
     if not known.any():
         return np.ones(noise.residual.shape[1])
@@ -31,7 +31,7 @@ def pipeline_factor(noise: NoiseLibrary) -> Array:
 
 
 def _spread(size: NDArray, among: NDArray[np.bool_], axis: int) -> Array:
-    """The size that 68.27 % are below; 1 where there is none."""
+    """The value with 68.27 % below it; 1 where there is none."""
     spread = _quantile(size, among, 0.6827, axis)
     return np.where(spread > 0, spread, 1.0)
 

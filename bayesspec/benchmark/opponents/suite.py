@@ -1,4 +1,4 @@
-"""All opponents of the benchmark, fitted on one set of stars and exposures, and kept on disk."""
+"""All opponents of the benchmark, fitted on the same stars and exposures, and kept on disk."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from .xseer import Xseer, covers, published_layers
 __all__ = ["SuiteRecipe", "fit_baselines"]
 
 FORMAT_VERSION = 2
-"""Raised where a method changes, so that what was fitted before is fitted again."""
+"""Increased when a method changes, so that earlier fits are repeated."""
 
 
 @dataclass(frozen=True)
 class SuiteRecipe:
-    """How much is spent on the opponents.
+    """The effort for fitting the opponents.
 
     Arguments:
-        min_snr: Training spectra of well-filled classes are above this S/N.
-        validation_snr: The same of validation spectra, which are taken for the truth.
+        min_snr: Minimum S/N of training spectra, in classes that have enough of them.
+        validation_snr: The same for validation spectra, which are used as the truth.
         per_class: Validation pairs of each class.
-        components: Of each probabilistic PCA.
-        bottlenecks: Widths that the autoencoder is tried with; one width is not tried but taken.
-        autoencoder: Its sizes and steps.
+        components: Number of components of each probabilistic PCA.
+        bottlenecks: Widths that are tried for the autoencoder; a single one is used without trial.
+        autoencoder: Sizes and steps of the autoencoder.
 
     Example:
         >>> SuiteRecipe.quick().autoencoder.steps < SuiteRecipe().autoencoder.steps
@@ -58,7 +58,7 @@ class SuiteRecipe:
 
     @classmethod
     def quick(cls) -> SuiteRecipe:
-        """A size that ends in about three minutes on one core."""
+        """A recipe that takes about three minutes on one core."""
         return cls(per_class=4, bottlenecks=(32,), autoencoder=AutoencoderRecipe(steps=1_000))
 
 
@@ -73,19 +73,19 @@ def fit_baselines(
     grid: WavelengthGrid | None = None,
     progress: bool = False,
 ) -> dict[str, Baseline]:
-    """Fit every opponent on the training sides, tune it on the validation sides; the test sides are not read.
+    """Fit every opponent on training data and tune it on validation data; test data are not used.
 
-    What was fitted is kept under `out` and loaded from there the next time, if recipe, seed and data are the
-    same; anything else is fitted anew. A stopped run goes on from its last checkpoint. The network `xseer` is
-    among the opponents where its package is installed and the grid within what it knows.
+    Fits are kept under `out` and loaded the next time if recipe, seed and data are the same. A stopped run
+    continues from its last checkpoint. The network `xseer` is included if its package is installed and covers
+    the grid.
 
     Arguments:
         stars: Clean spectra of all sides.
         noise: Exposures of all sides.
         out: Folder of the fits.
         seed: Random seed.
-        quick: Spend little, for a look: `SuiteRecipe.quick()`.
-        recipe: How much is spent instead of either.
+        quick: Use `SuiteRecipe.quick()`, for a first look.
+        recipe: A recipe to use instead.
         grid: Wavelength grid of the spectra, 4000-9000 Angstrom unless given.
         progress: Show bars on stderr.
 
@@ -117,7 +117,7 @@ def fit_baselines(
 
 @dataclass(frozen=True, eq=False)
 class _Sides:
-    """Who is fitted on, who is tuned on, and the pairs drawn of the latter."""
+    """The data for fitting and for tuning, and the pairs drawn from the latter."""
 
     stars: StarLibrary
     noise: NoiseLibrary
@@ -146,13 +146,13 @@ class _Sides:
 
 
 Fit = Callable[[Path], Baseline]
-"""Fits an opponent; is given a folder for its checkpoints."""
+"""Fits an opponent; its argument is a folder for checkpoints."""
 
 
 def _fits(
     sides: _Sides, recipe: SuiteRecipe, grid: WavelengthGrid, seed: int, progress: bool
 ) -> dict[str, tuple[type[Baseline], Any, Fit]]:
-    """By name: class, what of the recipe concerns it, and how it is fitted. The quick ones come first."""
+    """For each name: class, part of the recipe, and fitting function. The quick ones come first."""
 
     def wavelet(method: Literal["BayesShrink", "VisuShrink"]) -> Fit:
         return lambda _: Wavelet.tune(method, sides.noise, sides.pairs)

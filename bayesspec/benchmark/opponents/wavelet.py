@@ -1,4 +1,4 @@
-"""Wavelet shrinkage by scikit-image, on spectra whitened by their noise."""
+"""Wavelet shrinkage with scikit-image, on spectra whitened by their noise."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ def _libraries() -> tuple[ModuleType, ModuleType]:
 class Wavelet(Baseline):
     """`skimage.restoration.denoise_wavelet` on whitened spectra with interpolated gaps.
 
-    Spectra are divided by the pipeline's noise before they are shrunk, and multiplied by it afterwards. It is
-    smoothed first: divided by the noise of every single sky line a spectrum is less smooth than it was.
-    Pixels far noisier than those around them count as gaps. A spectrum without ivar is whitened by the noise
-    that training exposures have at each wavelength, and scikit-image finds the amplitude.
+    Spectra are divided by the pipeline's noise before shrinkage, and multiplied by it afterwards. The noise
+    is smoothed first, because division by the noise of every sky line would make a spectrum less smooth.
+    Pixels much noisier than those around them count as gaps. A spectrum without ivar is whitened by the noise
+    of training exposures at each wavelength, and scikit-image finds the amplitude.
 
     Arguments:
         method: BayesShrink or VisuShrink.
-        scale: Noise by wavelength where there is no ivar, (D,), any unit.
+        scale: Noise by wavelength for spectra without ivar, (D,), any unit.
         wavelet: Name of the wavelet.
-        smoothing: Pixels of the running median over the noise; 0 whitens nothing.
+        smoothing: Pixels of the running median over the noise; 0: one noise level for the whole spectrum.
         reject: Noise above which a pixel is a gap, in units of the smoothed noise; 0 rejects nothing.
-        strength: Factor on the noise that the threshold is set for.
+        strength: Factor on the noise level for the threshold.
         mode: Soft or hard threshold.
-        levels: Scales that are shrunk, as far as the spectrum has them.
-        spins: Shifts of the spectrum over which results are averaged.
+        levels: Number of scales that are shrunk, limited by the length of the spectrum.
+        spins: Number of shifts of the spectrum over which results are averaged.
 
     Raises:
         BayesspecError: if scikit-image or PyWavelets is not installed.
@@ -118,7 +118,7 @@ class Wavelet(Baseline):
     def _shrink(self, row: Array, sigma: float | None) -> Array:
         if sigma is None:
             sigma = self.strength * float(self._restoration.estimate_sigma(row))
-        if not sigma > 0:  # nothing to remove: a spectrum without noise, or almost all of it a gap
+        if not sigma > 0:  # nothing to remove: a spectrum without noise, or almost entirely a gap
             return row
         total, levels = np.zeros_like(row), self._pywt.dwt_max_level(len(row), self.wavelet)
         for spin in range(self.spins):

@@ -1,4 +1,4 @@
-"""The published `xseer` network, run from its own weights with numpy."""
+"""The published `xseer` network, evaluated with numpy from its published weights."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ WAVELENGTH = 10 ** (3.5725 + 1e-4 * np.arange(PIXELS))
 """The network's pixels: SDSS's, vacuum Angstrom."""
 
 COVERAGE = (3800.0, 9220.0)
-"""Angstrom that an SDSS spectrum has: the rest of the input is 0 in what the network was trained on."""
+"""Range of an SDSS spectrum in Angstrom; in the network's training data the rest of the input is 0."""
 
 EDGE = 25
-"""Pixels whose median continues a spectrum beyond the grid."""
+"""Number of pixels whose median extends a spectrum beyond the grid."""
 
 UNITS = (100.0, 1.0, 3.0, 10.0, 30.0, 1000.0)
 
@@ -34,15 +34,15 @@ Layer = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 def published_layers() -> list[Layer]:
-    """Kernels and biases of the three dense layers that the installed package `xseer` ships.
+    """Kernels and biases of the three dense layers in the installed package `xseer`.
 
-    The package itself is not imported: it would start TensorFlow. It is licensed MIT.
+    The package itself is not imported, because it would load TensorFlow. Its licence is MIT.
 
     References:
         | Mallarapu 2019, xseer 0.8, on PyPI
 
     Raises:
-        BayesspecError: if it is not installed, or its weights are not what version 0.8 has.
+        BayesspecError: if it is not installed, or its weights are not those of version 0.8.
     """
     import h5py
 
@@ -59,7 +59,7 @@ def published_layers() -> list[Layer]:
 
 
 def covers(grid: WavelengthGrid) -> bool:
-    """Whether the network's pixels reach to the ends of a grid.
+    """Whether the network's pixels cover a grid.
 
     Example:
         >>> covers(WavelengthGrid()), covers(WavelengthGrid(3600, 9000))
@@ -71,18 +71,18 @@ def covers(grid: WavelengthGrid) -> bool:
 class Xseer(Baseline):
     """Three dense layers (4000, 400, 400, 4000) with ELU, published with their weights in 2019.
 
-    The spectrum is interpolated to the SDSS pixels that the network was made for, its gaps too; beyond the
-    grid, where the network expects flux, it goes on flat, which does three times better than zeros. What unit
-    of flux it was trained with is not documented: the one that does best on validation pairs is taken. The
-    network is not trained again.
+    The spectrum is interpolated to the network's SDSS pixels, its gaps too. Beyond the grid, where the
+    network expects flux, it is extended by a constant, which gives a third of the loss with zeros. The flux
+    unit of the training data is not documented, so the one that does best on validation pairs is used. The
+    network is not retrained.
 
     Arguments:
         layers: Kernel and bias of each layer.
         grid: Wavelength grid of the spectra.
-        unit: What mean |flux| = 1 is multiplied by.
+        unit: Factor on spectra at mean |flux| = 1.
 
     Raises:
-        BayesspecError: if the grid reaches beyond the network's 3737-9384 Angstrom.
+        BayesspecError: if the grid extends beyond the network's 3737-9384 Angstrom.
     """
 
     name = "xseer"
@@ -92,7 +92,7 @@ class Xseer(Baseline):
         if not covers(grid):
             low, high = WAVELENGTH[[0, -1]]
             raise BayesspecError(
-                f"xseer knows {low:.0f}-{high:.0f} Angstrom, not {grid.start:g}-{grid.stop:g}"
+                f"xseer covers {low:.0f}-{high:.0f} Angstrom, not {grid.start:g}-{grid.stop:g}"
             )
         blue, red = COVERAGE
         self._seen = (blue <= WAVELENGTH) & (red >= WAVELENGTH)

@@ -17,14 +17,14 @@ from bayesspec.training.library import CLASSES
 __all__ = ["close_ups", "examples"]
 
 WINDOWS = {
-    "H alpha and TiO, and the joint of the arms": (6000.0, 6800.0),
-    "Ca II triplet and OH lines of the sky": (8300.0, 8800.0),
+    "H alpha and TiO, and the join of the arms": (6000.0, 6800.0),
+    "Ca II triplet and OH sky lines": (8300.0, 8800.0),
 }
-"""Angstrom; what the close-ups show."""
+"""Wavelength ranges of the close-ups, Angstrom."""
 
 
 def examples(scored: Scored, method: str) -> Figure:
-    """A spectrum of each class as it was given, its truth, and denoised (figures 7, 8, 13, 14)."""
+    """A spectrum of each class: input, truth, and denoised (figures 7, 8, 13, 14)."""
     data = scored.data
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11.5, 11.5), dpi=120, layout="constrained")
@@ -48,15 +48,15 @@ def examples(scored: Scored, method: str) -> Figure:
 
 
 def close_ups(scored: Scored, styles: Mapping[str, dict]) -> Figure:
-    """Two windows of two stars, by some methods (figures 11, 12).
+    """Two wavelength ranges of two stars, for some methods (figures 11, 12).
 
     Arguments:
         scored: A set.
-        styles: How to draw each of the methods, by name; those without kept spectra are left out.
+        styles: Plot style of each method, by name; methods without kept spectra are left out.
     """
     data = scored.data
     klass = data.klass[scored.kept]
-    # One star of each of two classes that have many lines, where there are such.
+    # One star of each of two classes with many lines, if there are any.
     cool = [n for name in ("K", "M") for n in np.flatnonzero(klass == CLASSES.index(name))[:1]]
     chosen = [*dict.fromkeys([*cool, *range(len(klass))])][:2]
     drawn = {m: style for m, style in styles.items() if m in scored.flux}
@@ -104,7 +104,7 @@ def _spectrum(
 
 
 def _limits(truth: NDArray, flux: NDArray) -> tuple[float, float]:
-    """All of the truth, and the bulk of the noise about it."""
+    """Limits that show all of the truth, and most of the noise around it."""
     values = np.concatenate([truth, flux])
     low, high = np.nanpercentile(values, [1, 99]) if np.isfinite(values).any() else (0.0, 1.0)
     if np.isfinite(truth).any():

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 PALETTE = (INK, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#5B4B8A", "#B5B000")
-"""Okabe & Ito's without what means the truth and ours, and some more; what comes after has another dash."""
+"""Okabe & Ito's colours, except those for the truth and ours, and some more; then dashes differ."""
 
 DASHES = ("-", "--", ":")
 
@@ -41,13 +41,13 @@ OUTLIER = 1e-2
 """Outlier score below which a star is circled."""
 
 LEAST = 1e-8
-"""Loss below which logarithmic axes do not go: no clean spectrum is known better."""
+"""Lower limit of logarithmic loss axes: no clean spectrum is known better."""
 
 Styles = Mapping[str, dict]
 
 
 def method_styles(methods: Sequence[str], ours: Sequence[str]) -> dict[str, dict]:
-    """A colour and a dash for every method, in all figures: ours blue, the paper's opponent black."""
+    """A colour and a dash style for every method, in all figures: ours blue, the paper's opponent black."""
     styles: dict[str, dict] = {INPUT: {"color": QUIET, "ls": "-", "lw": 1.0}}
     for k, name in enumerate(ours):
         styles[name] = {"color": CLEAN, "ls": DASHES[k % 3], "lw": 1.7, "zorder": 5}
@@ -61,7 +61,7 @@ def method_styles(methods: Sequence[str], ours: Sequence[str]) -> dict[str, dict
 def latent_space(model: StellarModel, scored: Scored, method: str) -> Figure:
     """Latents of the training stars (pale) and of the test stars by class, outliers circled (figure 5).
 
-    Of more than three latents, the three principal components of the training stars' are shown.
+    For more than three latents, the first three principal components of the training stars are shown.
     """
     centres, weights = model.prior.centres.cpu().numpy(), model.prior.log_weights.cpu().numpy()
     own = [centre[np.isfinite(weight)] for centre, weight in zip(centres, weights, strict=True)]
@@ -134,7 +134,7 @@ def noise_levels(scored: Scored, styles: Styles) -> Figure:
 
 
 def loss_against_loss(scored: Scored, ours: str, theirs: str) -> Figure:
-    """Loss of each spectrum by two methods, by class, with the share that ours wins (figures 9, 15)."""
+    """Loss of each spectrum by two methods, by class, with the fraction that ours wins (figures 9, 15)."""
     x, y = (np.maximum(scored.scores[method]["loss"], LEAST) for method in (theirs, ours))
     low, high = np.percentile(np.concatenate([x, y]), [0, 100]) * (0.7, 1.4)
     with matplotlib.rc_context(STYLE):
@@ -156,7 +156,7 @@ def loss_against_loss(scored: Scored, ours: str, theirs: str) -> Figure:
         figure.supxlabel(f"Loss of {theirs}", fontsize=10)
         figure.supylabel(f"Loss of {ours}", fontsize=10)
         figure.suptitle(
-            "Shaded: ours is better. Full: real stars; open: theoretical spectra", fontsize=9, color=QUIET
+            "Shaded: ours is better. Filled: real stars; open: theoretical spectra", fontsize=9, color=QUIET
         )
     return figure
 
@@ -244,7 +244,7 @@ def _legend_below(figure: Figure, ax: Axes) -> None:
 
 
 def _bulk_limits(ax: Axes, points: NDArray) -> None:
-    """Limits that no single star sets."""
+    """Axis limits that do not depend on single stars."""
     low, high = np.percentile(points, [0.3, 99.7], axis=0)
     margin = 0.06 * (high - low)
     (left, bottom), (right, top) = low - margin, high + margin

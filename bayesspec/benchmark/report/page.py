@@ -34,9 +34,9 @@ def page(
     """The whole page.
 
     Arguments:
-        tables: Of `all_tables`.
+        tables: From `all_tables`.
         images: By name, a PNG in base64 and its caption.
-        facts: Of `provenance`.
+        facts: From `provenance`.
         ours: The method that was run on every set.
     """
     title = html.escape(f"Benchmark of {facts['bundle'].split(',')[0]}")
@@ -61,9 +61,9 @@ def _sections(
     losses, every = tables["losses"], tables["losses"][tables["losses"]["class"] == ALL]
     plain = losses[losses["set"] == "plain"]
     yield (
-        '<p class="note">Stars and nights of the sets were in no training. Losses are mean squared '
-        "differences from the clean spectrum at mean |flux| = 1, over all its pixels, also in gaps. "
-        "Intervals are 95 %: bootstrap for medians, binomial (Jeffreys) for shares.</p>"
+        '<p class="note">Stars and nights of the sets were not used in training. Losses are mean squared '
+        "differences from the clean spectrum at mean |flux| = 1, over all its pixels, including gaps. "
+        "Intervals are 95 %: bootstrap for medians, binomial (Jeffreys) for fractions.</p>"
     )
     if "claims" in tables:
         yield "<h2>The paper's claims</h2>" + _table(
@@ -78,7 +78,7 @@ def _sections(
         wins = tables["wins"]
         own = wins[(wins["set"] == "plain") & (wins["method"] == ours)]
         if len(own):
-            yield f"<h2>Share of spectra that {html.escape(ours)} does better</h2>" + _pivot(
+            yield f"<h2>Fraction of spectra for which {html.escape(ours)} is better</h2>" + _pivot(
                 own, "class", lambda r: _share(r, "share"), across="opponent"
             )
     losses_shown = [name for name in images if name.startswith("losses-")]
@@ -86,15 +86,15 @@ def _sections(
     yield "<h2>Median loss of every set</h2>" + _pivot(every, "set", _loss, best="loss")
     yield image("examples-gap", "gaps", "noise")
     yield (
-        "<h2>Harm: share of spectra that are worse than their input</h2>"
+        "<h2>Harm: fraction of spectra that are worse than their input</h2>"
         '<p class="note">Over observed pixels. In brackets: with the '
-        "clean spectrum's own noise taken off the loss and put on the input's.</p>"
+        "clean spectrum's own noise variance subtracted from the loss and added to that of the input.</p>"
         + _pivot(every[every["method"] != INPUT], "set", _harm)
     )
     if "coverage" in tables:
         rows = tables["coverage"][tables["coverage"]["class"] == ALL]
         yield "<h2>Intervals</h2>" + _table(
-            ["set", "condition", "method", "level", "holds the star", "as measured", "mean width"],
+            ["set", "condition", "method", "level", "covers the star", "as measured", "mean width"],
             (
                 [r["set"], r["condition"], r["method"], f"{r['level']:.0%}", _share(r, "coverage"),
                  _share(r, "coverage_measured"), f"{r['width']:.4f}"]
@@ -109,14 +109,14 @@ def _sections(
         own = confusion[(confusion["set"] == "plain") & (confusion["method"] == ours)]
         if len(own):
             names = [name for name in own.colnames if name not in ("set", "method", "true class")]
-            yield f"<p>Confusion of {html.escape(ours)}, no gap: true classes down.</p>" + _table(
+            yield f"<p>Confusion matrix of {html.escape(ours)}, no gap; rows are true classes.</p>" + _table(
                 ["", *names], ([row["true class"], *(row[name] for name in names)] for row in own)
             )
     lines = tables["lines"][tables["lines"]["set"] == "plain"] if "lines" in tables else []
     if len(lines):
         yield (
             "<h2>Equivalent widths: median error in Å, no gap</h2>"
-            '<p class="note">Only where all pixels of the line were there: so the input has fewer.</p>'
+            '<p class="note">Only lines without missing pixels, so there are fewer for the input.</p>'
             + _pivot(lines, "line", lambda r: f"{r['error']:.2f} ({r['spectra']})", best="error")
         )
     timed = every[(every["method"] != INPUT) & (every["set"] == "plain")]
@@ -182,7 +182,7 @@ def _accuracy(row: Row) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """HTML of a table; a cell may be a pair of its text and whether it is the best of its row."""
+    """HTML of a table; a cell may be a pair of its text and whether it is the best in its row."""
 
     def cell(value: Any) -> str:
         text, kind = value if isinstance(value, tuple) else (value, False)

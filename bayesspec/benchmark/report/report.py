@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: tables, figures, and one HTML file that holds them all."""
+"""The report of a benchmark: tables, figures, and one HTML file with all of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Found = Mapping[str, Scored]
 
 
 def provenance(model: StellarModel, found: Found, **facts: object) -> dict[str, str]:
-    """What the numbers were made of: bundle, versions, seeds, counts."""
+    """The origin of the numbers: bundle, versions, seeds, counts."""
     packages = ("torch", "pyro-ppl", "numpy", "scipy", "astropy")
     return {
         "bundle": f"{model.name}, sha256 {model.card.get('sha256', 'none')}",
@@ -41,12 +41,12 @@ def provenance(model: StellarModel, found: Found, **facts: object) -> dict[str, 
 
 
 def draw_figures(model: StellarModel, found: Found, ours: Sequence[str]) -> dict[str, tuple[Figure, str]]:
-    """Every figure that the sets at hand allow, and what it shows, by name.
+    """All figures that are possible with the available sets, with captions, by name.
 
     Arguments:
         model: The bundle.
-        found: What `run_benchmark` gives.
-        ours: The bundle's methods, the first of them run on every set.
+        found: From `run_benchmark`.
+        ours: The bundle's methods; the first of them was run on every set.
     """
     method = ours[0]
     every = [name for scored in found.values() for name in scored.scores]
@@ -95,9 +95,9 @@ def write_report(
 
     Arguments:
         out: Folder.
-        tables: Of `all_tables`.
-        figures: Of `draw_figures`.
-        facts: Of `provenance`.
+        tables: From `all_tables`.
+        figures: From `draw_figures`.
+        facts: From `provenance`.
         ours: The method that was run on every set.
 
     Returns:
@@ -119,7 +119,7 @@ def write_report(
 
 
 def _rivals(plain: Scored, ours: Sequence[str]) -> list[str]:
-    """The paper's opponent, and the others that come closest on complete spectra: three in all."""
+    """Three opponents: the paper's, and the two others that are best on complete spectra."""
     loss = {m: float(np.median(s["loss"])) for m, s in plain.scores.items() if m not in (INPUT, *ours)}
     order = sorted(loss, key=lambda name: (AUTOENCODER not in name.lower(), loss[name]))
     return order[:3]

@@ -38,12 +38,12 @@ CONDITIONS = {
     "dust": ("ebv",),
     "calibration": ("calibration_error",),
 }
-"""What the spectra of a set are told apart by; of other sets all are alike."""
+"""The conditions that distinguish the spectra of a set; other sets have only one."""
 
 ALL = "all"
 
 AUTOENCODER = "autoencoder"
-"""What the name of the paper's opponent has in it."""
+"""Part of the name of the paper's opponent."""
 
 Found = Mapping[str, Scored]
 
@@ -52,8 +52,8 @@ def all_tables(found: Found, ours: str) -> dict[str, Table]:
     """Every table, by name.
 
     Arguments:
-        found: What `run_benchmark` gives.
-        ours: The method whose wins and claims are counted.
+        found: From `run_benchmark`.
+        ours: The method for the wins and the paper's claims.
     """
     tables = {
         "losses": _table(_losses(found)),
@@ -69,7 +69,7 @@ def all_tables(found: Found, ours: str) -> dict[str, Table]:
 
 
 def condition_rows(scored: Scored) -> Iterator[tuple[dict[str, Any], NDArray[np.bool_]]]:
-    """The conditions of a set and the spectra of each, (N,); of a set without, all its spectra."""
+    """The conditions of a set and the spectra of each, (N,); a set without conditions has all in one."""
     names = CONDITIONS.get(scored.data.name, ())
     columns = [scored.data.condition[name] for name in names]
     for values in sorted(set(zip(*columns, strict=True))) if names else [()]:
@@ -80,7 +80,7 @@ def condition_rows(scored: Scored) -> Iterator[tuple[dict[str, Any], NDArray[np.
 
 
 def _groups(scored: Scored) -> Iterator[tuple[dict[str, str], NDArray[np.bool_]]]:
-    """Set, condition and class, and the spectra of each; then those of all classes."""
+    """The spectra of each set, condition and class; then those of all classes."""
     klass = scored.data.klass
     for condition, rows in condition_rows(scored):
         text = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in condition.items())
@@ -91,7 +91,7 @@ def _groups(scored: Scored) -> Iterator[tuple[dict[str, str], NDArray[np.bool_]]
 
 
 def _losses(found: Found) -> Iterator[dict[str, Any]]:
-    """Medians with bootstrap intervals, and how often a spectrum is made worse than it was."""
+    """Medians with bootstrap intervals, and how often a spectrum is made worse than the input."""
     for scored in found.values():
         before = scored.scores[INPUT]
         for group, rows in _groups(scored):
@@ -109,7 +109,7 @@ def _losses(found: Found) -> Iterator[dict[str, Any]]:
                     "loss_over_noise": float(np.median(observed / np.maximum(noise, 1e-30))),
                     **_interval("der_snr", median(scores["der_snr"][rows])),
                     **_interval("harmed", share(observed > noise)),
-                    # Both against the star, not against a truth with noise of its own.
+                    # Both relative to the star, not to the noisy truth.
                     "harmed_less_truth_noise": float(np.mean(observed - own > noise + own)),
                     "seconds": scored.seconds.get(method, 0.0),
                 }
@@ -183,7 +183,7 @@ def _counts(found: Found) -> Iterator[dict[str, Any]]:
 
 
 class Claim(NamedTuple):
-    """A sentence of the paper, its number, and ours."""
+    """A claim of the paper, its number, and ours."""
 
     claim: str
     paper: str
@@ -192,7 +192,7 @@ class Claim(NamedTuple):
 
 
 def _claims(found: Found, ours: str) -> Iterator[dict[str, Any]]:
-    """What the paper says of its own method, and what is found here; where a set was not run, nothing."""
+    """The paper's claims about its own method and our results, for the sets that were run."""
     for claim in (*_win_claims(found, ours), *_loss_claims(found, ours)):
         yield claim._asdict()
 
@@ -241,7 +241,7 @@ def _loss_claims(found: Found, ours: str) -> Iterator[Claim]:
 
 
 def _pairs(scored: Scored) -> Iterator[tuple[str, str]]:
-    """Ours, which have classes, against all the others that clean."""
+    """Pairs of our methods, which give classes, with all other methods."""
     cleaners = [method for method in scored.scores if method != INPUT]
     for ours in cleaners:
         if "class_probabilities" in scored.scores[ours]:

@@ -25,7 +25,7 @@ def test_smooth_spectra_pass_layers_that_keep_them():
 
 
 def test_grids_that_the_network_does_not_know_are_refused():
-    with pytest.raises(BayesspecError, match="xseer knows 3737-9384 Angstrom, not 3000-9000"):
+    with pytest.raises(BayesspecError, match="xseer covers 3737-9384 Angstrom, not 3000-9000"):
         Xseer(xseer_layers(), WavelengthGrid(3000, 9000, 128))
 
 
