@@ -250,8 +250,8 @@ HEAD = "# %ECSV 1.0\n# ---\n# datatype:\n# - {name: wavelength, datatype: float6
     ("content", "cause"),
     [
         (HEAD + "wavelength\n" + "1\n" * 1_000_001, "more than 1000000 lines"),
-        (HEAD + "# meta: " + "[" * 100_000 + "\nwavelength\n1\n", "header of a size"),
-        (HEAD + "# meta: " + "a" * 300_000 + "\nwavelength\n1\n", "header of a size"),
+        (HEAD + "# meta: " + "[" * 100_000 + "\nwavelength\n1\n", "ECSV header larger"),
+        (HEAD + "# meta: " + "a" * 300_000 + "\nwavelength\n1\n", "ECSV header larger"),
     ],
 )
 def test_ecsv_has_the_bounds_of_text(content, cause):

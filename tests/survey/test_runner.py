@@ -300,7 +300,7 @@ class TestCommand:
         _, errors = done.communicate(timeout=120)
         assert done.returncode == 0, errors
         assert "ended unexpectedly" in errors
-        assert "going on" in errors
+        assert "continuing" in errors
         assert fingerprint(tmp_path / "out") == fingerprint(whole)
 
     def test_status_from_another_terminal(self, command, arguments, tmp_path):
