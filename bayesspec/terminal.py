@@ -29,10 +29,10 @@ __all__ = [
 
 
 _NO_DIGIT = re.compile(r"^-|[.% \N{PLUS-MINUS SIGN}]")
-"""What a number on a terminal may have beside its digits."""
+"""Characters that a number on a terminal may have besides digits."""
 
 _LONG = re.compile(r"(status|reason|name|file|warnings|ew_.*|p_.*|z\d+)$")
-"""Columns of a summary that are not printed, or not as they are."""
+"""Columns of a summary that are not printed, or printed in another form."""
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
@@ -72,8 +72,8 @@ def print_summary(table: Any, *, full: bool = False) -> None:
     """Print the table of a run, from `ProductWriter.summary`.
 
     Arguments:
-        table: Of astropy, a row for each input.
-        full: With the diagnostics, too: all but latents, lines and the probabilities of single classes.
+        table: Astropy table with a row for each input.
+        full: Also print the diagnostics: all columns but latents, lines and class probabilities.
     """
     columns = {
         "ra": ("ra", ".5f"),
@@ -98,7 +98,7 @@ def print_summary(table: Any, *, full: bool = False) -> None:
 
 
 def _cell(row: Any, name: str, form: str) -> str:
-    """A value of a summary, with its error where there is one; empty where it is not known."""
+    """A value of a summary, with its error if there is one; empty if unknown."""
     import numpy as np
 
     if np.ma.is_masked(row[name]):

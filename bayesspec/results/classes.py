@@ -1,4 +1,4 @@
-"""Figures of classes: how probable each is for one star or for many, and where a model's stars lie."""
+"""Figures of class probabilities, of one star or many, and of latents by class."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ CLASS_STYLES: dict[str, dict[str, Any]] = {
     "Carbon": {"color": "#6B4A2B", "marker": "^"},
     "WD": {"color": "#56B4E9", "marker": "D"},
 }
-"""Hot to cool by colour; what is not of that sequence by its marker too."""
+"""Colours from hot to cool; classes outside that sequence also have their own marker."""
 
 MARKERS = "o^sDvPX"
 
 MOST = 60
-"""Stars whose names can still be read beside their bars."""
+"""Maximum number of stars whose names can be read beside their bars."""
 
 NAMED = 0.12
-"""Probability of a class above which its name has room in its part of a bar."""
+"""Minimum probability of a class for its name to fit in its part of a bar."""
 
 LUMINANCE = (0.299, 0.587, 0.114)
-"""Of red, green and blue: how bright a colour is under a word."""
+"""Weights of red, green and blue in the brightness of a colour under text."""
 
 
 def class_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour and marker of each class, told apart by every kind of colour vision.
+    """Colour and marker of each class, distinguishable with any kind of colour vision.
 
     Arguments:
-        names: Of the classes. The shipped models' have styles of their own; others get them in order.
+        names: Names of the classes. Those of the shipped models have fixed styles, others get them in order.
 
     Example:
         >>> styles = class_styles(("O", "WD", "mine"))
@@ -72,10 +72,10 @@ def plot_class_shares(stars: Sequence[Star], ax: Axes | None = None) -> Axes:
 
     Arguments:
         stars: `res.star(i)` of a result, 1 to 60 of them.
-        ax: Where to draw; without it on a figure of its own.
+        ax: Axes to draw on; by default those of a new figure.
 
     Raises:
-        BayesspecError: if there are no stars, or more.
+        BayesspecError: if there are no stars, or too many.
 
     Returns:
         The axes.
@@ -124,17 +124,17 @@ def plot_latents(
     pairs: Sequence[tuple[int, int]] | None = None,
     fig: Figure | None = None,
 ) -> Figure:
-    """Draw the latents z of a model's training stars by class, and those of other stars over them.
+    """Draw the latents z of a model's training stars by class, with other stars on top.
 
-    A distance is that between spectra: the root mean square of their difference, where their mean flux is 1.
-    Of a star with warnings the symbol is open and red.
+    Distances are those between spectra: the rms of their difference at mean flux 1. The symbol of a star with
+    warnings is open and red.
 
     Arguments:
-        model: Whose training stars.
-        stars: N stars, each a large symbol with its name, see `Result.plot_latents`.
-        draws: Of each star equally probable draws of its latents, (S, L), small points.
-        pairs: Which latents, counted from 1, a panel for each: (across, upwards); (1, 2), (3, 4) ... if None.
-        fig: Where to draw, with nothing on it yet; without it on a figure of its own.
+        model: The model.
+        stars: N stars, each shown as a large symbol with its name, see `Result.plot_latents`.
+        draws: For each star posterior draws of its latents with equal weight, (S, L), shown as small points.
+        pairs: Latents of each panel, counted from 1: (horizontal, vertical); by default (1, 2), (3, 4) ...
+        fig: An empty figure to draw on; by default a new one.
 
     Raises:
         BayesspecError: if the model has no such latents, or the figure has axes already.
@@ -180,7 +180,7 @@ def plot_latents(
 
 
 def _legend_above(where: Axes | FigureBase, handles: list[Any], **style: Any) -> None:
-    """Of the classes; in a figure of a column's width it has two rows."""
+    """Legend of the classes; it has two rows in a figure of a column's width."""
     figure = where.get_figure(root=True)
     columns = 10 if figure is not None and figure.get_figwidth() > 5 else 5
     place: dict[str, Any] = {"loc": "outside upper center"}

@@ -1,4 +1,4 @@
-"""The corner plot of one star: velocity, reddening and latents, each and pair by pair, beside the classes."""
+"""The corner plot of one star: velocity, reddening and latents, with the class probabilities."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 __all__ = ["plot_corner", "quantities"]
 
 LABELS = {VELOCITY: "Velocity offset\n[km/s]", DUST: "E(B$-$V) excess\n[mag]", ARMS: "Arm step\n[ln flux]"}
-"""Of axes; the other effects are ln flux too, and latents z have no unit."""
+"""Labels of axes; other effects are also in ln flux, and latents z have no unit."""
 
 USUAL = (VELOCITY, DUST, "z1", "z2")
-"""What is shown if nothing is asked for, as far as the model has it."""
+"""Quantities that are shown by default, if the model has them."""
 
 BINS, SMOOTH = 25, 1.2
-"""Of a histogram, over the range of the draws; and of a pair's, the width in bins by which it is smoothed."""
+"""Bins of a histogram over the range of the draws; smoothing width of two-dimensional ones, in bins."""
 
 CONTOURS = (0.393, 0.865)
-"""What the contours of a pair hold: those of a normal distribution are at 1 and 2 sigma."""
+"""Probabilities inside the contours of a pair: 1 and 2 sigma of a normal distribution."""
 
 
 def quantities(star: Posterior) -> dict[str, NDArray[np.float64]]:
@@ -59,14 +59,14 @@ def plot_corner(
     truths: Mapping[str, float] | None = None,
     fig: Figure | None = None,
 ) -> Figure:
-    """The figure of `Result.plot_corner`, drawn by the package `corner`; draws count by their weights.
+    """The figure of `Result.plot_corner`, drawn by the package `corner` with the weights of the draws.
 
     Arguments:
-        posterior: Of the star.
+        posterior: The posterior of the star.
         star: Its name, classes and warnings.
-        names: What to show, K of the keys of `quantities`.
+        names: Quantities to show, K of the keys of `quantities`.
         truths: Values to mark, by name.
-        fig: Where to draw, with nothing on it yet.
+        fig: An empty figure to draw on.
 
     Raises:
         BayesspecError: if there is no such quantity, there are fewer draws than quantities, or the figure has
@@ -105,7 +105,7 @@ def plot_corner(
             color=CLEAN,
             smooth=SMOOTH,
             levels=CONTOURS,
-            plot_datapoints=False,  # which would show draws of any weight alike
+            plot_datapoints=False,  # they would ignore the weights
             plot_density=False,
             fill_contours=True,
             quiet=True,
@@ -134,7 +134,7 @@ def plot_corner(
 
 
 def _lay_out(fig: Figure, panels: NDArray, line: float) -> None:
-    """Room for labels, and their places, by the height of a line in inches and not by the size of a panel."""
+    """Reserve space for labels and place them, by the height of a line in inches, not by the panel size."""
     width, height = fig.get_figwidth(), fig.get_figheight()
     fig.subplots_adjust(
         left=7 * line / width, bottom=7 * line / height, right=1 - line / width, top=1 - 4 * line / height
@@ -148,7 +148,7 @@ def _lay_out(fig: Figure, panels: NDArray, line: float) -> None:
 
 
 def _range(values: NDArray, weight: NDArray, truth: float | None) -> tuple[tuple[float, float], int]:
-    """Ends of an axis that holds nearly all draws and what is marked; and how many bins, always as wide."""
+    """Ends of an axis with nearly all draws and the marked value, and the number of bins at fixed width."""
     low, high = np.quantile(values, (0.001, 0.999), weights=weight, method="inverted_cdf")
     margin = 0.08 * (high - low) or max(1e-3 * abs(low), 1e-6)
     low, high = low - margin, high + margin
@@ -165,6 +165,6 @@ def _label(name: str) -> str:
 
 
 def _measured(mean: float, std: float) -> str:
-    """With as many digits as two of the error's."""
+    """Mean and error in text, with two significant digits of the error."""
     digits = max(0, 1 - math.floor(math.log10(std))) if std > 0 else 3
     return f"{mean:.{digits}f} $\\pm$ {std:.{digits}f}".replace("-", "\N{MINUS SIGN}")

@@ -1,4 +1,4 @@
-"""The figures of a `Result`: of one star, its posterior, its classes, and where it lies among others."""
+"""The figures of a `Result`: spectrum, posterior, classes, and position among the training stars."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["Figures"]
 
 SHOWN_DRAWS = 200
-"""Equally probable draws that a figure has of a star."""
+"""Number of posterior draws of equal weight that a figure shows for a star."""
 
 
 class _Stars(Protocol):
-    """What figures ask of a result."""
+    """The parts of a result that figures use."""
 
     @property
     def model(self) -> StellarModel | None: ...
@@ -40,18 +40,17 @@ class _Stars(Protocol):
 
 
 class Figures:
-    """What a `Result` can draw; nothing that is drawn changes matplotlib's settings."""
+    """The figures of a `Result`. They leave matplotlib's settings unchanged."""
 
     def plot(
         self: _Stars, i: SupportsIndex = 0, ax: Axes | None = None, *, truth: ArrayLike | None = None
     ) -> Figure:
-        """Figure of star i: observed and clean spectrum, residuals, classes; on `ax` the spectra alone.
+        """Figure of star i: observed and clean spectrum, residuals, classes; on `ax`, only the spectra.
 
         Arguments:
-            i: Which star.
-            ax: Where to draw the spectra alone.
-            truth: The true spectrum on the model's grid, (D,), in the flux unit of the input, where it is
-                known.
+            i: Index of the star.
+            ax: Axes for a plot of the spectra only.
+            truth: The true spectrum on the model's grid, (D,), in the flux unit of the input, if known.
         """
         from .plotting import plot_spectra, plot_star
 
@@ -59,7 +58,7 @@ class Figures:
         if ax is None:
             return plot_star(star, truth)
         plot_spectra(ax, star, truth)
-        return ax.figure.figure  # the whole one, where ax is in a part of it
+        return ax.figure.figure  # the whole figure, if ax is in a subfigure
 
     def plot_corner(
         self: _Stars,
@@ -71,21 +70,21 @@ class Figures:
     ) -> Figure:
         """Corner plot of star i: the posterior of each quantity and each pair, and class probabilities.
 
-        Draws count by their weights. Contours hold 39 and 86 % of them, as 1 and 2 sigma of a normal
-        distribution of two quantities do; the numbers are mean and standard deviation, as in `table`.
+        The weights of the draws are used. Contours contain 39 and 86 % of the probability, like 1 and 2 sigma
+        of a two-dimensional normal distribution; the numbers are mean and standard deviation, as in `table`.
 
         Arguments:
-            i: Which star.
-            names: What to show: `velocity_offset` (km/s), `ebv_excess` (mag), `arm_step` and `calibration 1`
-                ... (ln flux), as far as the model has them, and latents `z1` ... Without it the first two,
-                `z1` and `z2`.
+            i: Index of the star.
+            names: Quantities to show: `velocity_offset` (km/s), `ebv_excess` (mag), `arm_step` and
+                `calibration 1` ... (ln flux), if the model has them, and latents `z1` ... By default the
+                first two, `z1` and `z2`.
             truths: Values to mark, such as those of a catalogue, by the same names.
-            fig: Where to draw, with nothing on it yet; 3.5 inches fit a column of a journal. Without it on a
-                figure of its own.
+            fig: An empty figure to draw on; a width of 3.5 inches fits a journal column. By default a new
+                figure.
 
         Raises:
-            BayesspecError: if there is no such star or quantity, the figure has axes already, or fewer draws
-                than quantities; for `map`, which is one point of the posterior.
+            BayesspecError: if there is no such star or quantity, the figure has axes already, or there are
+                fewer draws than quantities; for `map`, which is a point estimate.
 
         Returns:
             The figure.
@@ -104,13 +103,13 @@ class Figures:
         return plot_corner(posterior, self._without_lines(i), names, truths=truths, fig=fig)
 
     def plot_classes(self: _Stars, i: SupportsIndex | None = None, ax: Axes | None = None) -> Axes:
-        """Class probabilities: of star i a bar for each class, of all stars a bar for each star.
+        """Class probabilities: for star i a bar for each class, for all stars a bar for each star.
 
-        Bars of stars with warnings are hatched, and name no class.
+        Bars of stars with warnings are hatched, and do not name a class.
 
         Arguments:
-            i: Which star; without it all, of which there may be 60: `res[:60].plot_classes()`.
-            ax: Where to draw; without it on a figure of its own, `res.plot_classes().figure`.
+            i: Index of the star; by default all stars, at most 60: `res[:60].plot_classes()`.
+            ax: Axes to draw on; by default those of a new figure, `res.plot_classes().figure`.
 
         Raises:
             BayesspecError: if there is no such star, or there are too many.
@@ -136,16 +135,16 @@ class Figures:
     def plot_latents(
         self: _Stars, pairs: Sequence[tuple[int, int]] | None = None, *, fig: Figure | None = None
     ) -> Figure:
-        """Latents z of the model's training stars by class, and those of these stars over them.
+        """Latents z of the model's training stars by class, with the stars of this result on top.
 
-        A distance is that between spectra: the root mean square of their difference, where their mean flux is
-        1. Each star is a large symbol at its `z`, open and red if it has warnings; where the method gives
-        draws, 200 equally probable ones are small black points.
+        Distances are those between spectra: the rms of their difference at mean flux 1. Each star is a large
+        symbol at its `z`, open and red if it has warnings. If the method gives draws, 200 draws of equal
+        weight are shown as small black points.
 
         Arguments:
-            pairs: Which latents, counted from 1, a panel for each: (across, upwards); (1, 2), (3, 4) ... if
-                None.
-            fig: Where to draw, with nothing on it yet; without it on a figure of its own.
+            pairs: Latents of each panel, counted from 1: (horizontal, vertical); by default (1, 2),
+                (3, 4) ...
+            fig: An empty figure to draw on; by default a new one.
 
         Raises:
             BayesspecError: if the model has no such latents, or the figure has axes already.
@@ -163,7 +162,7 @@ class Figures:
         from .classes import plot_latents
 
         if self.model is None:
-            raise BayesspecError("the result is without its model, whose training stars are to be shown")
+            raise BayesspecError("the result has no model, so its training stars cannot be shown")
         draws = np.empty((0, 0, 0), dtype=np.float32)
         if self.draws is not None:
             draws, _ = self.draws.resample(SHOWN_DRAWS)

@@ -253,7 +253,7 @@ class TestLatents:
         assert plot_latents(toy_model, fig=figure) is figure
         with pytest.raises(BayesspecError, match="has axes already"):
             weighted.plot_latents(fig=figure)
-        with pytest.raises(BayesspecError, match="without its model"):
+        with pytest.raises(BayesspecError, match="has no model"):
             make_result().plot_latents()
 
 

@@ -162,11 +162,11 @@ def loss_against_loss(scored: Scored, ours: str, theirs: str) -> Figure:
 
 
 def calibration(found: Mapping[str, Scored], method: str) -> Figure:
-    """Share of pixels whose truth is inside an interval, against what the interval says."""
+    """Actual against nominal coverage of the intervals."""
     names = [name for name, scored in found.items() if "coverage" in scored.scores.get(method, {})]
     titles = {
-        "coverage": "the star: the truth's noise counts against it",
-        "coverage_measured": "the truth as measured: its noise allowed for",
+        "coverage": "for the star: the truth's noise counts against it",
+        "coverage_measured": "for the truth as measured, noise included",
     }
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 4.9), dpi=130, layout="constrained")
@@ -182,15 +182,15 @@ def calibration(found: Mapping[str, Scored], method: str) -> Figure:
 def plot_coverage(
     shares: Mapping[str, ArrayLike], levels: Sequence[float] = LEVELS, ax: Axes | None = None
 ) -> Axes:
-    """Draw how often intervals hold the truth against how often they say so; on the diagonal both agree.
+    """Draw the actual against the nominal coverage of intervals; calibrated ones are on the diagonal.
 
-    Below it intervals are too narrow, above it too wide.
+    Below the diagonal intervals are too narrow, above it too wide.
 
     Arguments:
-        shares: For each line of the legend the share of truths inside the intervals, (levels,), between 0 and
-            1, such as `interval_coverage(...).share`.
-        levels: Of the intervals, rising, between 0 and 1.
-        ax: Where to draw; without it on a figure of its own, with a legend.
+        shares: For each line of the legend the fraction of truths inside the intervals, (levels,), between 0
+            and 1, such as `interval_coverage(...).share`.
+        levels: Probabilities of the intervals, ascending, between 0 and 1.
+        ax: Axes to draw on; by default those of a new figure, with a legend.
 
     Raises:
         BayesspecError: if there are not as many shares as levels.
@@ -201,7 +201,7 @@ def plot_coverage(
     Example:
         >>> ax = plot_coverage({"right": [0.5, 0.9], "too narrow": [0.3, 0.6]}, levels=[0.5, 0.9])
         >>> ax.get_xlabel(), ax.get_ylabel()
-        ('Share that the interval says', 'Share of pixels inside')
+        ('Nominal coverage', 'Fraction of pixels inside')
     """
     if ax is None:
         with matplotlib.rc_context(STYLE):
@@ -217,7 +217,7 @@ def plot_coverage(
         points = [0, *levels], [0, *np.asarray(share)]
         ax.plot(*points, marker="o", ms=4, label=name, color=colour, ls=dash)
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    ax.set(xlabel="Share that the interval says", ylabel="Share of pixels inside")
+    ax.set(xlabel="Nominal coverage", ylabel="Fraction of pixels inside")
     return ax
 
 
