@@ -25,7 +25,7 @@ class Jumps:
 
     Along a ridge of z, E(B-V) and the scale the prior of z has many bumps, and w stands for something else on
     each: a trajectory crosses few of the valleys between. A jump proposes a point :math:`\theta'` from the
-    density q that importance sampling has fitted: a core from its last mixture, and w from its normal
+    density q that importance sampling has fitted: a core from its mixtures, and w from its normal
     distribution given the core. It is accepted, after Metropolis and Hastings, with probability
 
     .. math:: \min\left(1, \frac{p(y, \theta') \, q(\theta)}{p(y, \theta) \, q(\theta')}\right)
@@ -41,7 +41,7 @@ class Jumps:
     Arguments:
         target: The density of N stars.
         given: The scores w given the core, or None where there are none.
-        pools: Of each star by itself: draws, and last of its mixtures the one that was fitted to them all.
+        pools: Of each star by itself: draws, the mixtures they are from, and the one fitted to them all.
         star: The star of each chain, (R,).
         seeds: Of each chain's random numbers, (R,).
         count: How often a chain may ask.
@@ -60,7 +60,7 @@ class Jumps:
     ) -> None:
         self.target, self.given, self.pools = target, given, pools
         self.star, self.tries = torch.as_tensor(star), tries
-        self.mixture = StudentMixture.concatenate([pool.mixtures[-1] for pool in pools])
+        self.mixture = StudentMixture.concatenate([_learned(pool.mixtures) for pool in pools])
         further = target.dim - target.core
         core, chains = target.core, self.mixture.select(self.star)
         drawn = [
@@ -115,3 +115,11 @@ class Jumps:
         if self.given is None:
             return found
         return found + self.given.select(star).log_prob(core, w).double()
+
+
+def _learned(mixtures: Sequence[StudentMixture]) -> StudentMixture:
+    """Half of the proposals from the last mixture, which fits best; half from all, of which the first are wide.
+
+    Where the last one proposes too little, a chain that has got there stays for long.
+    """
+    return StudentMixture.mean_of([StudentMixture.mean_of(mixtures), mixtures[-1]])

@@ -57,6 +57,15 @@ class StudentMixture:
         return StudentMixture(*parts, self.dof)
 
     @classmethod
+    def mean_of(cls, mixtures: Sequence[StudentMixture]) -> StudentMixture:
+        """Of several mixtures for the same stars, each as likely."""
+        log_weight = torch.cat([mixture.log_weight for mixture in mixtures], dim=1) - math.log(len(mixtures))
+        mean, factor = (
+            torch.cat([getattr(mixture, name) for mixture in mixtures], dim=1) for name in ("mean", "factor")
+        )
+        return cls(mean, factor, log_weight, mixtures[0].free, mixtures[0].dof)
+
+    @classmethod
     def concatenate(cls, mixtures: Sequence[StudentMixture]) -> StudentMixture:
         """Those of several groups of stars, one after the other, however many components each has."""
         most = max(mixture.log_weight.shape[1] for mixture in mixtures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -135,6 +136,14 @@ def test_independent_draws_follow_the_density(mixture):
     assert ((theta.mean(0) - ordered.mean(0)).abs() <= 4 * error).all()
     following = torch.corrcoef(torch.stack([theta[:-1, 0, 0], theta[1:, 0, 0]]))[0, 1]
     assert abs(following) < 4 / 4096**0.5
+
+
+def test_the_mean_of_mixtures_is_a_mixture(mixture):
+    other = replace(mixture, mean=torch.where(mixture.free[:, None], mixture.mean + 1.5, 0.0))
+    both = StudentMixture.mean_of([mixture, other])
+    theta = both.sample(200, seed=4)
+    expected = torch.logaddexp(mixture.log_prob(theta), other.log_prob(theta)) - math.log(2)
+    torch.testing.assert_close(both.log_prob(theta), expected)
 
 
 def test_stars_are_put_together_whatever_their_components(mixture):
