@@ -118,8 +118,8 @@ class Jumps:
 
 
 def _learned(mixtures: Sequence[StudentMixture]) -> StudentMixture:
-    """Half of the proposals from the last mixture, which fits best; half from all, of which the first are wide.
+    """Half of the proposals from the last mixture, which fits best, and half from all, the first of them wide.
 
-    Where the last one proposes too little, a chain that has got there stays for long.
+    A chain stays for long at points which the proposals hardly cover.
     """
     return StudentMixture.mean_of([StudentMixture.mean_of(mixtures), mixtures[-1]])
