@@ -118,7 +118,7 @@ class Jumps:
 
 
 def _learned(mixtures: Sequence[StudentMixture]) -> StudentMixture:
-    """Half of the proposals from the last mixture, which fits best, and half from all, the first of them wide.
+    """Half of the proposals from the last mixture, which fits best, half from all; the first ones are wide.
 
     A chain stays for long at points which the proposals hardly cover.
     """
