@@ -111,7 +111,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     return open(path, "rb")
 
 
-def unpacked(file: BinaryIO, most: int) -> BinaryIO:
+def unpacked(file: BinaryIO, most: int) -> io.BufferedIOBase:
     """A file at its first byte, or its unpacked contents in memory if it is gzipped.
 
     A read never allocates more than the file has.
@@ -198,7 +198,7 @@ def open_fits(data: bytes) -> Iterator[fits.HDUList]:
         yield hdus
 
 
-def check_headers(file: BinaryIO) -> None:
+def check_headers(file: io.BufferedIOBase) -> None:
     """Check the headers of a FITS file of any size, and return to its beginning.
 
     Astropy trusts them: a negative size makes it read one header forever.

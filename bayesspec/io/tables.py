@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 from functools import reduce
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from astropy.io import fits
@@ -93,7 +94,7 @@ def _open_fits(path: str | Path) -> SpectraFile:
         raise
 
 
-def _layout(path: str | Path, file: BinaryIO) -> SpectraFile:
+def _layout(path: str | Path, file: BufferedIOBase) -> SpectraFile:
     hdus = fits.open(file, memmap=False)
     for hdu in hdus:
         names = column_names(hdu)
@@ -130,7 +131,12 @@ class _FitsTable(SpectraFile):
     """A FITS table, read in blocks of rows by position: a memory-mapped file would count as used memory."""
 
     def __init__(
-        self, path: str | Path, file: BinaryIO, hdus: fits.HDUList, hdu: fits.BinTableHDU, names: list[str]
+        self,
+        path: str | Path,
+        file: BufferedIOBase,
+        hdus: fits.HDUList,
+        hdu: fits.BinTableHDU,
+        names: list[str],
     ) -> None:
         self.path, self._file = path, file
         self._header, self._primary = hdu.header.copy(), hdus[0].header
@@ -178,7 +184,7 @@ class _FitsTable(SpectraFile):
 class _FitsImages(SpectraFile):
     """FITS images, read one row of each at a time."""
 
-    def __init__(self, path: str | Path, file: BinaryIO, hdus: fits.HDUList, arms: list[str]) -> None:
+    def __init__(self, path: str | Path, file: BufferedIOBase, hdus: fits.HDUList, arms: list[str]) -> None:
         self.path, self._file, self._hdus, self._arms = path, file, hdus, arms
         self._wavelength = {arm: np.array(hdus[f"{arm}WAVELENGTH"].data, dtype=float) for arm in arms}
         self._targets = None
