@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 from astropy.io import fits
@@ -122,7 +122,7 @@ def unpacked(file: BinaryIO, most: int) -> io.BufferedIOBase:
     packed = file.read(2) == _GZIP
     file.seek(0)
     if not packed:
-        return cast("BinaryIO", _NoMore(file))  # it has all of the methods that astropy uses
+        return _NoMore(file)
     with file, gzip.open(file) as content:
         whole = io.BytesIO()
         while part := content.read(1 << 20):
