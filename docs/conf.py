@@ -226,7 +226,7 @@ def _stellar(app):
 
 
 def _nuts(app):
-    """How NUTS of the default model does on unseen stars, beside importance sampling."""
+    """How NUTS of the default model does on unseen stars."""
     source = Path(app.srcdir)
     table = Table.read(source / "results" / "nuts.ecsv")
     good = int(((table["r_hat"] < 1.01) & (table["ess"] > 400)).sum())
@@ -234,12 +234,12 @@ def _nuts(app):
         f"R-hat is below 1.01 and the effective number of draws, bulk and tail, above 400 in {good} of "
         f"{len(table)} stars. A star took {float(np.median(table['seconds'])):.0f} core-seconds (median).",
         "",
-        "| star | R-hat | least effective draws | divergences | jumped | means differ by | widths, ratio |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| star | R-hat | least effective draws | divergences | jumped |",
+        "|---|---:|---:|---:|---:|",
     ]
     for row in table:
         cells = f"{row['r_hat']:.3f} | {row['ess']:.0f} | {row['divergences']} | {row['jumped']:.0%}"
-        lines.append(f"| {row['star']} | {cells} | {row['difference']:.2f} | {row['ratio']:.2f} |")
+        lines.append(f"| {row['star']} | {cells} |")
     _write(source / "_generated" / "nuts.md", "\n".join(lines) + "\n")
 
 
