@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
 from bayesspec.batch import ObservationBatch
 from bayesspec.bundle import load_model
@@ -151,7 +150,7 @@ def denoise(
         for chunk in _batched(list(same), batch_size)
     ]
 
-    device = network.class_logits.device
+    kind = {"device": network.class_logits.device, "dtype": network.class_logits.dtype}
     scan, rarity = once_a_model(LatentScan, network), once_a_model(PriorTail, network, seed)
     parts, draws = [], []
     slow = method == "nuts"  # and shows its own bar, draw by draw
@@ -159,7 +158,7 @@ def denoise(
     with progress_bar(f"denoise ({method})", len(usable), enabled=progress and not slow) as report:
         done = 0
         for chunk in chunks:
-            batch = ObservationBatch.from_gridded(chunk, device=device, dtype=torch.float32)
+            batch = ObservationBatch.from_gridded(chunk, **kind)
             batch = network.with_noise_level(batch)
             if method == "map":
                 estimate = ENGINES[engine](network, batch, scan=scan, **options)

@@ -245,18 +245,19 @@ class Result(Figures):
                 f"method={self.method!r} gives the point of highest density, not a posterior, so "
                 f"{consequence}; denoise with uncertainty=True, which is method='importance'"
             )
-        batch = star.batch(star.model.class_logits.device)
+        logits = star.model.class_logits
+        batch = star.batch(logits.device, logits.dtype)
         return Posterior(
             star.model, batch, star.draws, star.latents, star.scale, star.model_flux, star.unit_flux
         )
 
-    def batch(self, device: torch.device | str = "cpu") -> ObservationBatch:
-        """The observations, as input of the model."""
+    def batch(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> ObservationBatch:
+        """The observations as input of the model, in single precision by default."""
         from bayesspec.batch import ObservationBatch
 
         exposures = self.observed_flux, self.observed_ivar, self.observed_mask
         return ObservationBatch.from_arrays(
-            *exposures, self.exposure_unit, self.free_scale, names=self.names, device=device
+            *exposures, self.exposure_unit, self.free_scale, names=self.names, device=device, dtype=dtype
         )
 
     @cached_property

@@ -43,6 +43,7 @@ def flux_draws(star: Posterior, count: int, seed: int = 0) -> NDArray[np.float64
     """Posterior draws of the clean spectrum of one star, with equal weight, (count, D), in its flux unit."""
     latents, log_scale = (torch.as_tensor(part[0]) for part in star.draws.resample(count, seed=seed))
     batch = star.batch.to("cpu")
+    latents, log_scale = latents.to(batch.flux), log_scale.to(batch.flux)
     weight = say((~batch.mask).sum(-1), batch.free_scale)[0].to(log_scale)
     exposure_unit = (batch.unit_flux[0] / float(star.unit_flux[0])).to(log_scale)
     unit = (weight * log_scale.exp() * exposure_unit).sum(-1) / weight.sum()
@@ -89,7 +90,7 @@ def arviz_input(
         stats, warmup = draws.sample_stats, draws.warmup_stats
 
     # The exposures of this star; others of the batch may have more.
-    batch, device = star.batch, star.batch.flux.device
+    batch = star.batch
     depth = int((~batch.mask[0]).any(-1).nonzero()[-1]) + 1
     latents, log_scale = latents[0], log_scale[0, ..., :depth]
     free = batch.free_scale[0, :depth].nonzero()[:, 0].cpu().numpy()
@@ -101,8 +102,8 @@ def arviz_input(
 
     def blocks(points: NDArray, scales: NDArray) -> Iterator[tuple[Tensor, Tensor]]:
         """Latents (S, 1, L + P + R) and log scales (S, 1, E) of the draws, in blocks."""
-        every = torch.as_tensor(points.reshape(-1, 1, points.shape[-1])).to(device)
-        a = torch.as_tensor(scales.reshape(-1, 1, depth)).to(device)
+        every = torch.as_tensor(points.reshape(-1, 1, points.shape[-1])).to(y)
+        a = torch.as_tensor(scales.reshape(-1, 1, depth)).to(y)
         rows = max(1, ROWS // depth)
         yield from zip(every.split(rows), a.split(rows), strict=True)
 
@@ -115,8 +116,8 @@ def arviz_input(
                 for s, a in blocks(*some)
             ]
         )
-        clean = _clean(star._replace(batch=one), *(torch.as_tensor(p).flatten(0, 1) for p in some))
-    by_class = model.log_joint_classes(torch.as_tensor(latents).to(device))
+        clean = _clean(star._replace(batch=one), *(torch.as_tensor(p).to(y).flatten(0, 1) for p in some))
+    by_class = model.log_joint_classes(torch.as_tensor(latents).to(y))
     first, a = next(blocks(latents[:1, :1], log_scale[:1, :1]))
     used = model.likelihood(first, model.spectrum(first), a.exp(), one).used[0, 0].cpu().numpy()
     names = () if model.passage is None else model.passage.names

@@ -65,13 +65,12 @@ def posterior_columns(
     only this product.
     """
     count = draws.log_density[0].size
-    device = batch.flux.device
-    latents = torch.as_tensor(draws.latents).reshape(len(draws), count, -1).to(device)
-    log_scale = torch.as_tensor(draws.log_scale).reshape(len(draws), count, -1).to(device)
+    latents = torch.as_tensor(draws.latents).reshape(len(draws), count, -1).to(batch.flux)
+    log_scale = torch.as_tensor(draws.log_scale).reshape(len(draws), count, -1).to(batch.flux)
     log_density = torch.as_tensor(draws.log_density).reshape(len(draws), count).to(latents)
     # A draw may be so far out that its density overflows; this keeps the mean of all finite.
     log_density = log_density.clamp_min(torch.finfo(log_density.dtype).min / count)
-    weight = torch.full((len(draws), count), 1.0 / count, device=device)
+    weight = torch.full_like(log_density, 1.0 / count)
     if draws.log_weight is not None:
         weight = torch.as_tensor(draws.log_weight).reshape(len(draws), count).exp().to(weight)
 
