@@ -17,7 +17,7 @@ from bayesspec.runtime import seeded
 
 __all__ = ["Flag", "PriorTail", "doubts", "features", "notes", "outlier_score", "quality", "significance"]
 
-RARE = 1e-3
+RARE = 1e-2
 """Outlier score below which there is a warning that the star is outside its class."""
 
 LEAST = 1e-30
