@@ -150,7 +150,7 @@ def denoise(
         for chunk in _batched(list(same), batch_size)
     ]
 
-    kind = {"device": network.class_logits.device, "dtype": network.class_logits.dtype}
+    logits = network.class_logits
     scan, rarity = once_a_model(LatentScan, network), once_a_model(PriorTail, network, seed)
     parts, draws = [], []
     slow = method == "nuts"  # and shows its own bar, draw by draw
@@ -158,7 +158,7 @@ def denoise(
     with progress_bar(f"denoise ({method})", len(usable), enabled=progress and not slow) as report:
         done = 0
         for chunk in chunks:
-            batch = ObservationBatch.from_gridded(chunk, **kind)
+            batch = ObservationBatch.from_gridded(chunk, device=logits.device, dtype=logits.dtype)
             batch = network.with_noise_level(batch)
             if method == "map":
                 estimate = ENGINES[engine](network, batch, scan=scan, **options)
