@@ -163,18 +163,16 @@ def plot_latents(
     known = zip(model.prior.centres.cpu().numpy(), model.prior.log_weights.cpu().numpy(), strict=True)
     own = [centres[np.isfinite(log_weights)] for centres, log_weights in known]
     clouds, panels = list(draws), fig.subplots(1, len(pairs), squeeze=False)[0]
+    styles = class_styles(model.classes)
     for ax, (i, j) in zip(panels, pairs, strict=True):
-        for style, z in zip(class_styles(model.classes).values(), own, strict=True):
+        for style, z in zip(styles.values(), own, strict=True):
             ax.scatter(z[:, i - 1], z[:, j - 1], s=7, alpha=0.5, lw=0, **style)
         for z in clouds:
             ax.scatter(z[:, i - 1], z[:, j - 1], s=2, alpha=0.5, lw=0, color="black", zorder=4)
         for star in stars:
             _mark_star(ax, star, (float(star.z[i - 1]), float(star.z[j - 1])))
         ax.set(xlabel=f"$z_{{{i}}}$", ylabel=f"$z_{{{j}}}$")
-    marks = [
-        Line2D([], [], ls="", label=plain(name), **style)
-        for name, style in class_styles(model.classes).items()
-    ]
+    marks = [Line2D([], [], ls="", label=plain(name), **style) for name, style in styles.items()]
     _legend_above(fig, marks, handletextpad=0.1)
     return fig
 
